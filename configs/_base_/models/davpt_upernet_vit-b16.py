@@ -1,0 +1,59 @@
+# ViT-B/16, supervised on ImageNet-21k (augreg), frozen; 20 guided prompts a block; UPerNet.
+norm_cfg = dict(type='SyncBN', requires_grad=True)
+data_preprocessor = dict(
+    type='SegDataPreProcessor',
+    mean=[127.5, 127.5, 127.5],  # the statistics of these weights, not ImageNet's
+    std=[127.5, 127.5, 127.5],
+    bgr_to_rgb=True,
+    pad_val=0,
+    seg_pad_val=255,
+    size=(512, 512),
+)
+model = dict(
+    type='PromptedEncoderDecoder',
+    data_preprocessor=data_preprocessor,
+    backbone=dict(
+        type='PromptedViT',
+        arch='vit_base_patch16_224.augreg_in21k',
+        pretrained=True,
+        img_size=(512, 512),
+        out_indices=(2, 5, 8, 11),
+        prompts=dict(num=20),
+        tuning='davpt',
+    ),
+    guidance=dict(
+        type='MetricGuidance',
+        num_classes=150,
+        blocks=(-1,),  # the last block alone is the paper's best
+        weight_patch=0.05,  # beta:   class prototypes of the attention output <-> prompts
+        weight_proto=0.05,  # lambda: class prototypes of the block's tokens   <-> prompts
+    ),
+    neck=dict(type='Feature2Pyramid', embed_dim=768, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
+    decode_head=dict(
+        type='UPerHead',
+        in_channels=[768, 768, 768, 768],
+        in_index=[0, 1, 2, 3],
+        pool_scales=(1, 2, 3, 6),
+        channels=512,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_channels=768,
+        in_index=2,
+        channels=256,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)),
+)

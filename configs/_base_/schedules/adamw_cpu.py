@@ -1,0 +1,12 @@
+# A short schedule that two CPU cores finish in minutes.
+_base_ = './adamw_160k.py'
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-3),
+    paramwise_cfg=dict(custom_keys={'backbone.prompts': dict(lr_mult=5.0, decay_mult=0.0)}),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=20, end=300, by_epoch=False),
+]
+train_cfg = dict(max_iters=300, val_interval=300)
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=300))

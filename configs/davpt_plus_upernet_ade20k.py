@@ -1,0 +1,3 @@
+# DA-VPT+: also the key and value biases of the attention (paper 3.5).
+_base_ = './davpt_upernet_ade20k.py'
+model = dict(backbone=dict(tuning='davpt_plus'))

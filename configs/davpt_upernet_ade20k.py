@@ -1,0 +1,14 @@
+# DA-VPT (CVPR 2025) for ADE20K: frozen ViT-B/16 + guided prompts + UPerNet.
+_base_ = [
+    './_base_/models/davpt_upernet_vit-b16.py',
+    './_base_/datasets/ade20k.py',
+    './_base_/schedules/adamw_160k.py',
+    './_base_/default_runtime.py',
+]
+# What learns: 20 prompts a block and the heads. The prompts of the last block stand for the classes: each class is
+# assigned to one of them by clustering (PromptAssignmentHook in _base_/default_runtime.py), and the metric loss draws
+# the class's pixels to its prompt and the other classes' away.
+model = dict(
+    backbone=dict(tuning='davpt', prompts=dict(num=20)),
+    guidance=dict(blocks=(-1,), weight_patch=0.05, weight_proto=0.05),
+)

@@ -1,0 +1,29 @@
+"""DA-VPT for MMSegmentation: a frozen pretrained ViT, a few guided prompts a block, any mmseg head."""
+
+from . import compat
+
+compat.apply()  # before anything imports torchvision, mmseg, or builds a Runner
+
+# ruff: noqa: E402
+from . import datasets, engine
+from .guidance import MetricGuidance, ProxyAnchorLoss, class_prototypes, patch_label_shares
+from .models import PromptedEncoderDecoder, PromptedViT
+from .trunks import WeightsError
+from .tuning import TuningPolicy, count_parameters, format_report
+from .version import __version__
+
+__all__ = [
+    'MetricGuidance',
+    'PromptedEncoderDecoder',
+    'PromptedViT',
+    'ProxyAnchorLoss',
+    'TuningPolicy',
+    'WeightsError',
+    '__version__',
+    'class_prototypes',
+    'count_parameters',
+    'datasets',
+    'engine',
+    'format_report',
+    'patch_label_shares',
+]

@@ -1,0 +1,116 @@
+"""Every compatibility shim of the project, each with its reason and its end.
+
+:func:`apply` runs when ``mmseg_davpt`` is imported, before anything of ours imports timm (hence
+torchvision), mmseg, or builds a Runner. Each shim looks whether it is needed and otherwise does nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import types
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+# Fragments must outlive the operators that they define.
+_libraries: list[torch.library.Library] = []
+
+
+def installed(distribution: str) -> bool:
+    """Whether a distribution of that name is installed."""
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def apply() -> None:
+    """Apply the shims that this environment needs. Idempotent."""
+    _repair_torchvision()
+    _name_mmseg_fork()
+    _stub_mmcv_ops()
+    _allow_upstream_checkpoints()
+
+
+def _repair_torchvision() -> None:
+    """Let torchvision import where its compiled operators cannot load.
+
+    Reason: PyPI's torchvision wheel is linked against CUDA; beside a CPU build of torch the import dies with
+    ``operator torchvision::nms does not exist``, and timm with it. None of those operators is used here.
+    End: when PyPI serves a CPU build of torchvision, or torchvision tolerates missing operators.
+    """
+    try:
+        importlib.import_module('torchvision')
+        return
+    except ModuleNotFoundError:
+        return  # timm will say so, better than we could
+    except RuntimeError as error:
+        if 'torchvision::' not in str(error):
+            raise
+    library = torch.library.Library('torchvision', 'FRAGMENT')
+    for name in ('nms', 'qnms'):
+        library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    _libraries.append(library)
+    for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
+        del sys.modules[name]
+    importlib.import_module('torchvision')
+
+
+def _name_mmseg_fork() -> None:
+    """Make ``_base_ = 'mmseg::...'`` find the configs of the maintained fork.
+
+    Reason: mmengine looks for a distribution called ``mmsegmentation``; the fork is ``onedl-mmsegmentation``.
+    End: when the fork's mmengine knows its own name.
+    """
+    if installed('onedl-mmsegmentation') and not installed('mmsegmentation'):
+        from mmengine.config import utils
+
+        utils.MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
+
+
+def _stub_mmcv_ops() -> None:
+    """Let upstream mmseg import beside mmcv-lite, which has no compiled operators.
+
+    Reason: mmseg 1.2.2 imports ``mmcv.ops`` unguarded in a few heads and losses; ``mmcv._ext`` is missing in
+    mmcv-lite. The stub's operators fail when called, not when imported. mmengine looks for a ``__spec__``.
+    End: with mmseg > 1.2.2, whose fork guards these imports.
+    """
+    if not installed('mmcv-lite') or importlib.util.find_spec('mmcv._ext') is not None:
+        return
+
+    class MissingOps(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith('__'):
+                raise AttributeError(name)
+
+            def missing(*args: Any, **kwargs: Any) -> None:
+                raise NotImplementedError(f'{name} is a compiled operator of mmcv; mmcv-lite has none: install mmcv')
+
+            return missing
+
+    stub = MissingOps('mmcv._ext')
+    stub.__spec__ = importlib.util.spec_from_loader('mmcv._ext', loader=None)
+    sys.modules['mmcv._ext'] = stub
+
+
+def _allow_upstream_checkpoints() -> None:
+    """Let upstream mmengine resume its own checkpoints under torch >= 2.6.
+
+    Reason: torch.load then defaults to ``weights_only=True``, and mmengine 0.10.7 keeps HistoryBuffer objects
+    and numpy arrays in its checkpoints. Only these types are allowed, nothing is switched off.
+    End: with mmengine >= 0.11, whose fork handles it.
+    """
+    if not installed('mmengine') or not hasattr(torch.serialization, 'add_safe_globals'):
+        return
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    reconstruct = np.zeros(1).__reduce__()[0]  # its home moved from numpy.core to numpy._core in numpy 2
+    dtypes = [type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'u1', 'b1')]
+    scalar = np.float64(0).__reduce__()[0]
+    allowed = [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, getattr, *dtypes]
+    torch.serialization.add_safe_globals(allowed)

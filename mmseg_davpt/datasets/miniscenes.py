@@ -1,0 +1,94 @@
+"""``MiniScenes``: a generated dataset in ADE20K's layout, so that everything runs without a download."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+from mmengine.dist import barrier, get_local_rank
+from mmseg.datasets import BaseSegDataset
+from mmseg.registry import DATASETS
+from tqdm import tqdm
+
+from .canvas import CLASSES, PALETTE
+from .scenes import paint_scene
+
+SPLITS = {'training': 240, 'validation': 60}
+
+
+@DATASETS.register_module()
+class MiniScenesDataset(BaseSegDataset):
+    """Generated indoor and outdoor scenes, 16 classes, 240 training and 60 validation images of 240x320 pixels.
+
+    Masks hold class id + 1 and 0 where nothing is labelled, as ADE20K's do. Made on first use.
+
+    Args:
+        data_root: Folder of the dataset; made if it does not exist.
+        seed: The dataset; each seed has its own folder.
+    """
+
+    METAINFO = dict(classes=CLASSES, palette=PALETTE)
+
+    def __init__(self, data_root: str = 'data/miniscenes', seed: int = 0, **kwargs: object) -> None:
+        root = Path(data_root) / f'seed{seed}'
+        if get_local_rank() == 0:
+            make_miniscenes(root, seed)
+        barrier()
+        super().__init__(
+            data_root=str(root), img_suffix='.jpg', seg_map_suffix='.png', reduce_zero_label=True, **kwargs
+        )
+
+
+def make_miniscenes(root: str | Path, seed: int = 0, splits: dict[str, int] | None = None) -> Path:
+    """Paint the dataset, unless it is there.
+
+    It is written aside and renamed when complete: an interrupted run leaves nothing behind that looks like a dataset.
+
+    Args:
+        root: Folder to make, with ``images/{training,validation}/*.jpg`` and ``annotations/.../*.png``.
+        seed: Seed of all scenes.
+        splits: Number of images of each split; 240 and 60 by default.
+
+    Returns:
+        ``root``.
+    """
+    root = Path(root)
+    if root.is_dir():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
+    try:
+        jobs = []
+        for number, (split, size) in enumerate((splits or SPLITS).items()):
+            for folder in ('images', 'annotations'):
+                (aside / folder / split).mkdir(parents=True)
+            jobs += [(aside, split, index, (seed, number, index)) for index in range(size)]
+        # Spawned, not forked: threads of torch or opencv may hold locks by now.
+        with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=get_context('spawn')) as pool:
+            for _ in tqdm(pool.map(_write_scene, jobs, chunksize=4), total=len(jobs), desc=f'MiniScenes -> {root}'):
+                pass
+        aside.chmod(0o755)
+        try:
+            aside.rename(root)
+        except OSError:
+            if not root.is_dir():  # otherwise another node was first
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return root
+
+
+def _write_scene(job: tuple[Path, str, int, tuple[int, ...]]) -> None:
+    folder, split, index, seed = job
+    cv2.setNumThreads(1)
+    image, mask = paint_scene(seed)
+    jpg = folder / 'images' / split / f'{index:04d}.jpg'
+    png = folder / 'annotations' / split / f'{index:04d}.png'
+    written = cv2.imwrite(str(jpg), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]) and cv2.imwrite(str(png), mask)
+    if not written:
+        raise OSError(f'cannot write {jpg} or {png}: is the disk full?')

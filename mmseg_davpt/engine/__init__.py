@@ -1,0 +1,21 @@
+"""Hooks, mixed precision on a CPU, and what the command lines share."""
+
+from .amp import CpuAmpOptimWrapper
+from .assignment_hook import PromptAssignmentHook
+from .hooks import ParamReportHook, StepSeedHook
+from .launch import enable_amp, load_config, prepare_launcher
+from .pictures import PictureGridHook
+from .testing import require_complete, use_tta
+
+__all__ = [
+    'CpuAmpOptimWrapper',
+    'ParamReportHook',
+    'PictureGridHook',
+    'PromptAssignmentHook',
+    'StepSeedHook',
+    'enable_amp',
+    'load_config',
+    'prepare_launcher',
+    'require_complete',
+    'use_tta',
+]

@@ -1,0 +1,16 @@
+"""The metric space: labels in, losses out. Imports nothing of the backbone."""
+
+from .assignment import PromptAssignment, assign_classes
+from .guidance import MetricGuidance
+from .labels import patch_label_shares
+from .losses import ProxyAnchorLoss
+from .prototypes import class_prototypes
+
+__all__ = [
+    'MetricGuidance',
+    'PromptAssignment',
+    'ProxyAnchorLoss',
+    'assign_classes',
+    'class_prototypes',
+    'patch_label_shares',
+]

@@ -1,0 +1,169 @@
+"""``MetricGuidance``: both metric losses of DA-VPT over the guided blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from mmengine.logging import print_log
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from .assignment import PromptAssignment
+from .losses import ProxyAnchorLoss
+from .prototypes import class_prototypes
+
+SAMPLE_SPACES = ('attn_out', 'query', 'key', 'token')
+PROMPT_SPACES = ('query', 'key', 'token')
+
+
+class Tap(Protocol):
+    """What a guided block hands out; see :class:`mmseg_davpt.prompts.BlockTap`."""
+
+    attn_out: Tensor
+    tokens: Tensor
+    prompts: Tensor
+    project: Callable[[Tensor, str], Tensor]
+
+
+@MODELS.register_module()
+class MetricGuidance(nn.Module):
+    """Metric guidance of prompts by pixel-class prototypes (DA-VPT, sections 3.2 to 3.4, for dense labels).
+
+    Two Proxy-Anchor terms a guided block, averaged over the blocks: per-image prototypes of the attention output
+    against the prompts (``loss_guide_patch``), and batch-level prototypes of the block's tokens against the prompts
+    (``loss_guide_proto``), in place of the paper's term on the class token.
+
+    Args:
+        num_classes: Number of classes ``C``.
+        blocks: Guided blocks, negative ones counted from the last that is read; the paper's best is the last alone.
+        weight_patch: Weight ``beta`` of the first term; 0 leaves it out.
+        weight_proto: Weight ``lambda`` of the second term; 0 leaves it out.
+        sample_space: Where the first term's samples live: ``attn_out | query | key | token``.
+        proto_space: Where the second term's samples live: the same choice.
+        prompt_space: Where the prompts live: ``query | key | token``. A prompt's query never reaches the trunk's
+            output, its key does: ``query`` samples against ``key`` prompts move the real attention weights.
+        alpha: Sharpness of :class:`ProxyAnchorLoss`.
+        margin: Margin of :class:`ProxyAnchorLoss`.
+        prompt_counts: Prompts of each block; the segmentor takes it from the backbone.
+        embed_dims: Width of the tokens; likewise.
+
+    Raises:
+        ValueError: An unknown space, a block without prompts, a negative weight.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        blocks: Sequence[int] = (-1,),
+        weight_patch: float = 0.05,
+        weight_proto: float = 0.05,
+        sample_space: str = 'attn_out',
+        proto_space: str = 'query',
+        prompt_space: str = 'query',
+        alpha: float = 32.0,
+        margin: float = 0.1,
+        *,
+        prompt_counts: Sequence[int],
+        embed_dims: int,
+    ) -> None:
+        super().__init__()
+        for key, space, known in (
+            ('sample_space', sample_space, SAMPLE_SPACES),
+            ('proto_space', proto_space, SAMPLE_SPACES),
+            ('prompt_space', prompt_space, PROMPT_SPACES),
+        ):
+            if space not in known:
+                raise ValueError(f'guidance.{key}={space!r}: expected one of {known}')
+        if weight_patch < 0 or weight_proto < 0:
+            raise ValueError(f'guidance: weights {weight_patch}, {weight_proto}: expected numbers >= 0')
+        depth = len(prompt_counts)
+        for block in blocks:
+            if not -depth <= block < depth or not prompt_counts[block]:
+                prompted = [index for index, count in enumerate(prompt_counts) if count]
+                raise ValueError(
+                    f'guidance.blocks={tuple(blocks)}: block {block} has no prompts of its own; prompted (deep) are '
+                    f'{prompted or "none"}'
+                )
+        self.num_classes = num_classes
+        self.blocks = tuple(sorted({block % depth for block in blocks}))
+        self.weight_patch, self.weight_proto = weight_patch, weight_proto
+        self.sample_space, self.proto_space, self.prompt_space = sample_space, proto_space, prompt_space
+        self.metric = ProxyAnchorLoss(alpha, margin)
+        self.assignments = nn.ModuleList(
+            PromptAssignment(num_classes, prompt_counts[block], embed_dims) for block in self.blocks
+        )
+        self._warned = False
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any term has a weight; if not, training is VPT-Deep, bit for bit."""
+        return self.weight_patch > 0 or self.weight_proto > 0
+
+    def assigned(self) -> bool:
+        """Whether any class has a prompt. Waits for the device."""
+        return any(bool((part.assignment >= 0).any()) for part in self.assignments)
+
+    def forward(self, taps: Mapping[int, Tap], shares: Tensor) -> dict[str, Tensor]:
+        """Both losses, weighted; also collects the class means that the next assignment is made from.
+
+        Args:
+            taps: What each guided block handed out.
+            shares: Label shares of the patches, ``(B, N, C)``.
+
+        Returns:
+            ``loss_guide_patch`` and ``loss_guide_proto``, scalars in float32; a term without weight is left out.
+        """
+        self._warn_unassigned()
+        terms: dict[str, list[Tensor]] = {'loss_guide_patch': [], 'loss_guide_proto': []}
+        labels = torch.arange(self.num_classes, device=shares.device).expand(len(shares), -1)
+        for block, part in zip(self.blocks, self.assignments):
+            tap = taps[block]
+            samples, present = self._collect(part, tap, shares)
+            with torch.autocast(shares.device.type, enabled=False):
+                prompts = _project(tap, tap.prompts.float(), self.prompt_space)
+            if self.weight_patch:
+                y = torch.where(present, labels, -1)
+                loss = self.metric(samples.flatten(0, 1), y.flatten(), prompts, part.assignment)
+                terms['loss_guide_patch'].append(self.weight_patch * loss)
+            if self.weight_proto:
+                batch = shares.flatten(0, 1).unsqueeze(0)  # the batch as one image
+                protos, present = _prototypes(tap, batch, self.proto_space)
+                y = torch.where(present, labels[:1], -1)
+                loss = self.metric(protos[0], y[0], prompts, part.assignment)
+                terms['loss_guide_proto'].append(self.weight_proto * loss)
+        return {name: torch.stack(losses).mean() for name, losses in terms.items() if losses}
+
+    @torch.no_grad()
+    def collect(self, taps: Mapping[int, Tap], shares: Tensor) -> None:
+        """Collect the class means alone, before training."""
+        for block, part in zip(self.blocks, self.assignments):
+            self._collect(part, taps[block], shares)
+
+    def _collect(self, part: PromptAssignment, tap: Tap, shares: Tensor) -> tuple[Tensor, Tensor]:
+        samples, present = _prototypes(tap, shares, self.sample_space)
+        part.collect(samples.detach(), shares.sum(dim=1))
+        return samples, present
+
+    def _warn_unassigned(self) -> None:
+        if not self._warned and not self.assigned():
+            print_log(
+                'No class has a prompt yet, so the guidance is zero: add dict(type="PromptAssignmentHook") to '
+                'custom_hooks.',
+                logger='current',
+                level=30,
+            )
+        self._warned = True
+
+
+def _prototypes(tap: Tap, shares: Tensor, space: str) -> tuple[Tensor, Tensor]:
+    """Class prototypes in a space. Projections are linear: the means are projected, not every token."""
+    tokens = tap.attn_out if space == 'attn_out' else tap.tokens
+    prototypes, present = class_prototypes(tokens.reshape(*shares.shape[:2], -1), shares)
+    with torch.autocast(shares.device.type, enabled=False):
+        return _project(tap, prototypes, space), present
+
+
+def _project(tap: Tap, x: Tensor, space: str) -> Tensor:
+    return tap.project(x, space) if space in ('query', 'key') else x

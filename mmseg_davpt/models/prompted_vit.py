@@ -1,0 +1,234 @@
+"""``PromptedViT``: a frozen timm ViT with prompts, as an mmseg backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from mmengine.model import BaseModule
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from ..prompts import BlockTap, PromptedAttention, Prompts, carry_prompts
+from ..trunks import WeightsError, build_trunk, load_trunk_weights, resolve_blocks
+from ..tuning import SplitBias, apply_policy, resolve_policy, train_tuned_parts, tuned_names
+
+
+@MODELS.register_module()
+class PromptedViT(BaseModule):
+    """A pretrained Vision Transformer of timm, frozen, that learns through prompts.
+
+    The trunk is timm's own model under its own parameter names (``backbone.trunk.*``); prompts live beside it
+    (``backbone.prompts.tokens.{block}``), as do tuned offsets of split biases (``backbone.biases.{block}.{q|k|v}``).
+    VPT: Jia et al., ECCV 2022; DA-VPT: Ren et al., CVPR 2025. Blocks before the first one that learns build no graph.
+
+    Args:
+        arch: timm name, e.g. ``vit_base_patch16_224.augreg_in21k``.
+        pretrained: ``True`` for timm's hub, a path, or ``False``. Read by :meth:`init_weights`, never here: a model
+            that gets a full checkpoint asks no hub and no file.
+        img_size: Size in pixels that the position table is made for; ``None`` keeps the pretrained table. Every input
+            size works with either.
+        out_indices: Blocks whose outputs are handed on, ascending; negative ones count from the end.
+        prompts: Options of :class:`~mmseg_davpt.prompts.Prompts`: ``num``, ``blocks``, ``init``, ``dropout``, ``kind``.
+            ``tuning`` decides whether there are prompts, this says how they look.
+        norm_taps: Apply the trunk's final norm to every output, as timm and DINOv2 do for dense heads.
+        tuning: What learns: a preset or a dict, see :class:`~mmseg_davpt.tuning.TuningPolicy`.
+        with_cp: Checkpoint the blocks (non-reentrant): less memory, the same gradients.
+        drop_path_rate: Stochastic depth of blocks that learn as a whole.
+        allow_random: With ``pretrained=False``: train on a trunk with random weights all the same.
+        init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` is the same as ``pretrained=PATH``.
+
+    Raises:
+        ValueError: An option that does not fit the trunk; the message names it.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        pretrained: bool | str = True,
+        img_size: int | tuple[int, int] | None = None,
+        out_indices: Sequence[int] = (2, 5, 8, 11),
+        prompts: Mapping | None = None,
+        norm_taps: bool = True,
+        tuning: str | Mapping = 'vpt_deep',
+        with_cp: bool = False,
+        drop_path_rate: float = 0.0,
+        allow_random: bool = False,
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        if init_cfg is not None and init_cfg.get('type') == 'Pretrained':
+            if isinstance(pretrained, str):
+                raise ValueError('init_cfg and pretrained both name weights: give one of them')
+            pretrained, init_cfg = init_cfg['checkpoint'], None
+        if allow_random and pretrained:
+            raise ValueError(f'allow_random=True goes with pretrained=False, not with pretrained={pretrained!r}')
+        super().__init__(init_cfg)
+        self.arch, self.pretrained, self.allow_random, self.norm_taps = arch, pretrained, allow_random, norm_taps
+        self.trunk = build_trunk(arch, img_size, drop_path_rate)
+        self.trunk.set_grad_checkpointing(with_cp)
+        self.embed_dims = self.trunk.embed_dim
+        self.num_prefix_tokens = self.trunk.num_prefix_tokens
+        self.patch_size: tuple[int, int] = self.trunk.patch_embed.patch_size
+        blocks = len(self.trunk.blocks)
+        self.out_indices = resolve_blocks(out_indices, blocks, 'out_indices')
+        if list(self.out_indices) != [index % blocks for index in out_indices]:
+            raise ValueError(f'out_indices={tuple(out_indices)}: expected ascending block indices')
+        self.depth = self.out_indices[-1] + 1
+        self._weights_loaded = False
+        self.register_load_state_dict_pre_hook(_note_loaded_weights)
+        self._set_tuning(tuning, dict(prompts or {}))
+
+    def _set_tuning(self, tuning: str | Mapping, prompts: dict) -> None:
+        """Freeze, then add what learns. Done once, before any wrapper for distributed training sees the model."""
+        policy = resolve_policy(tuning, self.depth)
+        apply_policy(self.trunk, tuned_names(self.trunk, policy, self.depth, self.norm_taps))
+        self.prompts: Prompts | None = None
+        if policy.prompts:
+            if policy.prompts is not True and prompts.setdefault('kind', policy.prompts) != policy.prompts:
+                raise ValueError(f'tuning={tuning!r} and prompts.kind={prompts["kind"]!r} contradict each other')
+            self.prompts = Prompts(self.embed_dims, self.depth, self.patch_size, **prompts)
+        self.biases = nn.ModuleDict()
+        if policy.split_bias:
+            for index in range(self.depth):
+                self.biases[str(index)] = SplitBias(self.trunk.blocks[index].attn.attn_dim, policy.split_bias)
+        self._attentions: dict[int, PromptedAttention] = {}
+        deep = self.prompts is not None and self.prompts.kind == 'deep'
+        for index in range(self.depth):
+            own = self.prompts if deep and index in self.prompts.blocks else None
+            bias = self.biases[str(index)] if policy.split_bias else None
+            if own is not None or bias is not None:
+                block = self.trunk.blocks[index]
+                self._attentions[index] = PromptedAttention(block, index, own, bias, self.num_prefix_tokens)
+        if self.prompts is not None and not deep:
+            carry_prompts(self.trunk.blocks[0], self.prompts)
+
+    @property
+    def prompt_counts(self) -> list[int]:
+        """Prompts that join each of the ``depth`` blocks as keys and values; 0 where there are none."""
+        if self.prompts is None or self.prompts.kind != 'deep':
+            return [0] * self.depth
+        return self.prompts.counts(self.depth)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of the blocks in ``out_indices``.
+
+        Args:
+            x: Normalised images, ``(B, 3, H, W)``; any size, the trunk pads it to whole patches.
+
+        Returns:
+            One map ``(B, D, ceil(H / p), ceil(W / p))`` an index, each covering exactly the unpadded image.
+
+        Raises:
+            WeightsError: In training, if nobody loaded the trunk.
+            RuntimeError: In training, if prompts that start as prototypes were given none.
+        """
+        if self.training:
+            self.require_weights()
+            self._require_prototypes()
+        h, w = self.trunk.patch_embed.dynamic_feat_size(x.shape[-2:])
+        tokens = self.trunk.forward_intermediates(
+            x,
+            indices=list(self.out_indices),
+            norm=self.norm_taps,
+            stop_early=True,
+            output_fmt='NLC',
+            intermediates_only=True,
+        )
+        maps = [t[:, : h * w].transpose(1, 2).unflatten(2, (h, w)) for t in tokens]  # shallow prompts stand behind
+        return tuple(_crop_to_image(m, x.shape[-2:], self.patch_size) for m in maps)
+
+    @contextmanager
+    def tap(self, blocks: Sequence[int]) -> Iterator[dict[int, BlockTap]]:
+        """While open, a forward fills the yielded dict with a :class:`BlockTap` of each of these prompted blocks."""
+        taps: dict[int, BlockTap] = {}
+        for index in blocks:
+            self._attentions[index].taps = taps
+        try:
+            yield taps
+        finally:
+            for index in blocks:
+                self._attentions[index].taps = None
+
+    @contextmanager
+    def without_prompts(self) -> Iterator[None]:
+        """While open, the trunk runs as if it had no prompts."""
+        if self.prompts is None:
+            yield
+            return
+        self.prompts.enabled = False
+        try:
+            yield
+        finally:
+            self.prompts.enabled = True
+
+    def init_weights(self) -> None:
+        """Read the pretrained weights (on top of ``init_cfg``, if any).
+
+        Raises:
+            WeightsError: They cannot be read or do not fit; see :func:`~mmseg_davpt.trunks.load_trunk_weights`.
+        """
+        if self.init_cfg is not None:
+            super().init_weights()
+        if self.pretrained:
+            print_log(load_trunk_weights(self.trunk, self.arch, self.pretrained), logger='current')
+            self._weights_loaded = True
+
+    def require_weights(self) -> None:
+        """Refuse a trunk whose weights are random.
+
+        Raises:
+            WeightsError: Neither :meth:`init_weights` nor a checkpoint has loaded the trunk.
+        """
+        if not (self._weights_loaded or self.allow_random):
+            raise WeightsError(
+                f'The trunk {self.arch} has random weights: nothing was loaded (pretrained={self.pretrained!r}; no '
+                'init_weights(), no checkpoint with the trunk). Set pretrained to True or a path, load a full '
+                'checkpoint, or write pretrained=False, allow_random=True if random weights are what you want.'
+            )
+
+    def _require_prototypes(self) -> None:
+        if self.prompts is not None and self.prompts.awaits_prototypes:
+            raise RuntimeError(
+                "prompts.init='prototype', but nobody wrote prototypes: it needs a PromptedEncoderDecoder with "
+                "guidance and dict(type='PromptAssignmentHook') in custom_hooks"
+            )
+
+    def train(self, mode: bool = True) -> PromptedViT:
+        """Switch what learns to train mode; frozen parts stay in eval mode. Returns self."""
+        super().train(mode)
+        train_tuned_parts(self.trunk, mode)
+        return self
+
+    @torch.no_grad()
+    def merged_trunk(self) -> dict[str, Tensor]:
+        """The trunk's tensors under timm's names, with the split biases merged back into ``qkv.bias``."""
+        state = {name: tensor.clone() for name, tensor in self.trunk.state_dict().items()}
+        for index, bias in self.biases.items():
+            state[f'blocks.{index}.attn.qkv.bias'] += bias()
+        return state
+
+
+def _note_loaded_weights(module: PromptedViT, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """A checkpoint counts as loaded weights if it holds every trunk tensor in its right shape; likewise for prompts."""
+    own = module.trunk.state_dict()
+    if all(getattr(state.get(f'{prefix}trunk.{name}'), 'shape', None) == own[name].shape for name in own):
+        module._weights_loaded = True
+    if module.prompts is not None and f'{prefix}prompts.tokens.{module.prompts.blocks[0]}' in state:
+        module.prompts.awaits_prototypes = False
+
+
+def _crop_to_image(x: Tensor, image: tuple[int, int], patch: tuple[int, int]) -> Tensor:
+    """Undo padding: resample a map ``(B, D, h, w)`` of whole patches so that its cells cover exactly the image.
+
+    Heads stretch a map over the image, so a map that also covers padding would shift everything.
+    """
+    h, w = x.shape[-2:]
+    if image == (h * patch[0], w * patch[1]):
+        return x.contiguous()
+    scale_y, scale_x = image[0] / (h * patch[0]), image[1] / (w * patch[1])
+    theta = torch.tensor([[scale_x, 0.0, scale_x - 1.0], [0.0, scale_y, scale_y - 1.0]], device=x.device)
+    grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x.float(), grid, padding_mode='border', align_corners=False).to(x.dtype)

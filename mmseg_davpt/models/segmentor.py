@@ -1,0 +1,74 @@
+"""``PromptedEncoderDecoder``: the stock ``EncoderDecoder``, with guidance of its backbone's prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from torch import Tensor
+
+from ..guidance import MetricGuidance, patch_label_shares
+from .prompted_vit import PromptedViT
+
+
+@MODELS.register_module()
+class PromptedEncoderDecoder(EncoderDecoder):
+    """Encoder and decoder as in mmseg; in training, the guided blocks also meet the labels.
+
+    ``guidance=None``, or with both weights zero, is VPT-Deep exactly. Inference never sees the guidance.
+
+    Args:
+        guidance: Config of :class:`~mmseg_davpt.MetricGuidance`, or ``None``. ``num_classes`` defaults to the decode
+            head's.
+        **kwargs: As for ``EncoderDecoder``.
+
+    Raises:
+        TypeError: Guidance for a backbone that is no :class:`PromptedViT`.
+        ValueError: Guidance for another number of classes than the decode head's.
+    """
+
+    backbone: PromptedViT
+
+    def __init__(self, *, guidance: Mapping | None = None, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.guidance: MetricGuidance | None = None
+        if guidance is not None:
+            if not isinstance(self.backbone, PromptedViT):
+                raise TypeError(f'guidance needs a PromptedViT backbone, not {type(self.backbone).__name__}')
+            self.guidance = MODELS.build(
+                {'type': 'MetricGuidance', 'num_classes': self.num_classes, **guidance},
+                default_args=dict(prompt_counts=self.backbone.prompt_counts, embed_dims=self.backbone.embed_dims),
+            )
+            if self.guidance.num_classes != self.num_classes:
+                raise ValueError(
+                    f'guidance.num_classes={self.guidance.num_classes}, decode_head.num_classes={self.num_classes}'
+                )
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
+        """Losses of the heads and of the guidance.
+
+        Args:
+            inputs: Normalised images, ``(B, 3, H, W)``.
+            data_samples: Their labels, ``gt_sem_seg.data`` of shape ``(1, H, W)``.
+        """
+        if self.guidance is None or not self.guidance.enabled:
+            return super().loss(inputs, data_samples)
+        with self.backbone.tap(self.guidance.blocks) as taps:
+            losses = super().loss(inputs, data_samples)
+        losses.update(self.guidance(taps, self.label_shares(data_samples)))
+        return losses
+
+    @torch.no_grad()
+    def collect_prototypes(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
+        """Show the guidance what classes look like to the trunk without prompts; shapes as in :meth:`loss`."""
+        with self.backbone.without_prompts(), self.backbone.tap(self.guidance.blocks) as taps:
+            self.backbone(inputs)
+        self.guidance.collect(taps, self.label_shares(data_samples))
+
+    def label_shares(self, data_samples: Sequence[SegDataSample]) -> Tensor:
+        """Label shares of the backbone's patches, ``(B, N, C)``."""
+        gt = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
+        return patch_label_shares(gt, self.backbone.patch_size, self.num_classes, self.decode_head.ignore_index)

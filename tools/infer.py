@@ -1,0 +1,37 @@
+"""Segment images: python tools/infer.py CONFIG CHECKPOINT IMAGES... --out FOLDER"""
+
+import argparse
+from pathlib import Path
+
+import mmseg_davpt  # noqa: F401  (first: its shims)
+import torch
+from mmengine.config import DictAction
+
+from mmseg_davpt.engine import load_config
+from mmseg_davpt.engine.inference import find_images, segment_images
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Segment images: index masks and overlays')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('images', nargs='+', help='images or folders of images')
+    parser.add_argument('--out', default='predictions', help='folder; masks/ and overlays/ are made in it')
+    parser.add_argument('--opacity', type=float, default=0.5, help='of the classes in an overlay, 0 to 1')
+    parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    images = find_images(args.images)
+    failed = segment_images(cfg, args.checkpoint, images, Path(args.out), args.opacity, args.device)
+    print(f'{len(images) - len(failed)} of {len(images)} images segmented: {args.out}/masks, {args.out}/overlays')
+    if failed:
+        raise SystemExit('Not segmented:\n' + '\n'.join(f'  {path}: {why}' for path, why in failed.items()))
+
+
+if __name__ == '__main__':
+    main()
