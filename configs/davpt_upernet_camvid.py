@@ -7,7 +7,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 model = dict(
-    data_preprocessor=dict(size=(252, 336)),
+    data_preprocessor=dict(size=(210, 280)),
     guidance=dict(num_classes=11),
     decode_head=dict(num_classes=11),
 )

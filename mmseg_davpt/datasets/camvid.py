@@ -8,7 +8,7 @@ from mmseg.registry import DATASETS
 
 @DATASETS.register_module()
 class CamVidDataset(BaseSegDataset):
-    """Street scenes: ``images/{train,val}/*.jpg``, ``annotations/{train,val}/*.png`` with ids 0 to 10 and 255 = void."""
+    """Street scenes: ``images/{train,val}/*.jpg``, ``annotations/{train,val}/*.png`` with ids 0 to 10, 255 = void."""
 
     METAINFO = dict(
         classes=(

@@ -59,8 +59,8 @@ class PromptAssignmentHook(Hook):
             part.reset()
         with _kept_random_state():
             data = islice(_same_data(loader, runner.seed), batches)
-            progress = tqdm(data, total=batches, desc='class prototypes', disable=not is_main_process())
-            for batch in progress:
+            hidden = not is_main_process()
+            for batch in tqdm(data, 'class prototypes', batches, mininterval=2, disable=hidden):
                 batch = model.data_preprocessor(batch, training=True)
                 model.collect_prototypes(**batch)
                 if init is not None:
@@ -80,7 +80,7 @@ class PromptAssignmentHook(Hook):
             changed = part.refresh(runner.seed)
             unseen = int((part.assignment < 0).sum())
             runner.logger.info(
-                f'Prompt assignment of block {block}: {part.cluster_sizes()} classes a prompt, {unseen} classes unseen, '
+                f'Prompt assignment of block {block}: {part.cluster_sizes()} classes a prompt, {unseen} unseen, '
                 f'{changed} changed prompt'
             )
 

@@ -1,6 +1,6 @@
 dataset_type = 'CamVidDataset'
 data_root = 'data/camvid'
-crop_size = (252, 336)  # whole patches of 14
+crop_size = (210, 280)  # whole patches of 14
 train_pipeline = [
     dict(type='SeedPerDraw'),
     dict(type='LoadImageFromFile'),
