@@ -68,6 +68,8 @@ class PromptedViT(BaseModule):
         super().__init__(init_cfg)
         self.arch, self.pretrained, self.allow_random, self.norm_taps = arch, pretrained, allow_random, norm_taps
         self.trunk = build_trunk(arch, img_size, drop_path_rate)
+        if norm_taps and isinstance(self.trunk.norm, nn.Identity):
+            raise ValueError(f'norm_taps=True, but {arch} has no final norm of its own: set norm_taps=False')
         self.trunk.set_grad_checkpointing(with_cp)
         self.embed_dims = self.trunk.embed_dim
         self.num_prefix_tokens = self.trunk.num_prefix_tokens

@@ -22,8 +22,9 @@ class TuningPolicy:
         prompts: ``False``, ``'deep'``, ``'shallow'``, or ``True``: of the kind that the ``prompts`` option names.
         bias: ``'all'`` biases of the trunk, or a selection: ``'q'``, ``'k'``, ``'v'`` (parts of the attention's
             projection, tuned apart although timm fuses them) and names of linear or norm layers in a block
-            (``'proj'``, ``'fc1'``, ``'fc2'``, ``'norm1'`` ...). The paper's DA-VPT+ tunes ``('k', 'v')``. Softmax cancels a key bias: without
-            a norm on the keys its gradient from the segmentation loss is zero, ``('v',)`` alone does the same.
+            (``'proj'``, ``'fc1'``, ``'fc2'``, ``'norm1'`` ...). The paper's DA-VPT+ tunes ``('k', 'v')``. Softmax
+            cancels a key bias, unless the trunk norms its keys: its gradient from the segmentation loss is zero, and
+            ``('v',)`` alone does the same.
         norm: Weights and biases of all norms.
         cls_token: The class token.
         blocks: ``'all'`` or indices of blocks that learn as a whole; the final norm goes with the last one.

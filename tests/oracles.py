@@ -1,0 +1,99 @@
+"""Slow, literal references: what the fast code is held against. Nothing here calls the package's own maths."""
+
+import math
+
+import numpy as np
+import torch
+
+
+def vpt_deep(trunk, prompts, x, indices, norm=True):
+    """VPT-Deep word for word: blocks run on [prefix, prompts, patches], prompt outputs are thrown away.
+
+    prompts: block -> (M, D). Returns the maps of timm's forward_intermediates.
+    """
+    b, _, height, width = x.shape
+    prefix = trunk.num_prefix_tokens
+    x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(x))))
+    taps = []
+    for index, block in enumerate(trunk.blocks):
+        if index in prompts:
+            p = prompts[index]
+            x = block(torch.cat([x[:, :prefix], p.expand(b, -1, -1), x[:, prefix:]], dim=1))
+            x = torch.cat([x[:, :prefix], x[:, prefix + len(p) :]], dim=1)
+        else:
+            x = block(x)
+        if index in indices:
+            taps.append(trunk.norm(x) if norm else x)
+    h, w = (math.ceil(s / p) for s, p in zip((height, width), trunk.patch_embed.patch_size))
+    return [t[:, prefix:].transpose(1, 2).reshape(b, -1, h, w) for t in taps]
+
+
+def vpt_shallow(trunk, prompts, x, indices):
+    """VPT-Shallow word for word: prompts enter before the first block, between prefix and patches, and stay."""
+    b, _, height, width = x.shape
+    prefix, m = trunk.num_prefix_tokens, len(prompts)
+    x = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(x)))
+    x = torch.cat([x[:, :prefix], prompts.expand(b, -1, -1), x[:, prefix:]], dim=1)
+    taps = []
+    for index, block in enumerate(trunk.blocks):
+        x = block(x)
+        if index in indices:
+            taps.append(trunk.norm(x)[:, prefix + m :])
+    h, w = height // trunk.patch_embed.patch_size[0], width // trunk.patch_embed.patch_size[1]
+    return [t.transpose(1, 2).reshape(b, -1, h, w) for t in taps]
+
+
+def attention_output(block, x, prompts, prefix):
+    """Heads concatenated, before the output projection, of one block on its input ``x`` (B, T + N, D); patches only."""
+    attn = block.attn
+    z = block.norm1(torch.cat([x, prompts.expand(len(x), -1, -1)], dim=1))
+    b, n, d = z.shape
+    q, k, v = attn.qkv(z).reshape(b, n, 3, attn.num_heads, d // attn.num_heads).permute(2, 0, 3, 1, 4)
+    scores = (q @ k.transpose(-1, -2)) / math.sqrt(d // attn.num_heads)
+    out = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, d)
+    return out[:, prefix : x.shape[1]]
+
+
+def proxy_anchor(samples, labels, proxies, assignment, alpha=32.0, margin=0.1):
+    """Equation 4, one exponential at a time, in Python floats."""
+
+    def cosine(a, b):
+        return float(a @ b / (a.norm() * b.norm()))
+
+    owner = [int(assignment[y]) if y >= 0 else -1 for y in labels.tolist()]
+    owning = sorted({int(k) for k in assignment.tolist() if k >= 0})
+    with_sample = [k for k in owning if k in owner]
+    pull = push = 0.0
+    for k in owning:
+        sims = [(o, cosine(z, proxies[k])) for o, z in zip(owner, samples) if o >= 0]
+        pull += math.log1p(sum(math.exp(-alpha * (s - margin)) for o, s in sims if o == k))
+        push += math.log1p(sum(math.exp(alpha * (s + margin)) for o, s in sims if o != k))
+    return (pull / len(with_sample) if with_sample else 0.0) + (push / len(owning) if owning else 0.0)
+
+
+def label_shares(gt, patch, num_classes, ignore=255):
+    """Patch by patch with numpy."""
+    gt = np.asarray(gt)
+    b, height, width = gt.shape
+    ph, pw = patch
+    h, w = math.ceil(height / ph), math.ceil(width / pw)
+    shares = np.zeros((b, h * w, num_classes))
+    for image in range(b):
+        for i in range(h):
+            for j in range(w):
+                cell = gt[image, i * ph : (i + 1) * ph, j * pw : (j + 1) * pw]
+                for c in range(num_classes):
+                    shares[image, i * w + j, c] = np.count_nonzero(cell == c) / (ph * pw)
+    return shares
+
+
+def prototypes(tokens, shares):
+    """Class by class with numpy; None where a class is absent."""
+    tokens, shares = np.asarray(tokens, np.float64), np.asarray(shares, np.float64)
+    return [
+        [
+            None if shares[b, :, c].sum() == 0 else (shares[b, :, c, None] * tokens[b]).sum(0) / shares[b, :, c].sum()
+            for c in range(shares.shape[2])
+        ]
+        for b in range(len(tokens))
+    ]

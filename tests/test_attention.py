@@ -1,0 +1,195 @@
+"""Prompts as keys and values against the literal concatenation, in float64."""
+
+import oracles
+import pytest
+import timm
+import torch
+from conftest import DIMS, spread
+
+from mmseg_davpt.models import PromptedViT
+
+TOLERANCE = dict(rtol=0, atol=1e-10)
+
+
+def prompts_of(model):
+    return {int(index): tokens for index, tokens in model.prompts.tokens.items()}
+
+
+def plain(model):
+    """timm's own model with the same weights."""
+    trunk = timm.create_model(model.arch, num_classes=0, dynamic_img_size=True).to(next(model.parameters()).dtype)
+    trunk.load_state_dict(model.trunk.state_dict())
+    return trunk
+
+
+@pytest.mark.parametrize('arch', ['test_vit', 'vit_small_patch14_reg4_dinov2', 'vit_xsmall_patch16_clip_224'])
+@pytest.mark.parametrize('blocks', ['all', (0, 2), (-1,)])
+def test_equals_literal_concatenation(vit, arch, blocks):
+    """Outputs, gradients of the prompts and gradients of the image; with registers and LayerScale, with a pre-norm."""
+    last = 5 if arch == 'test_vit' else 3
+    model = vit(arch=arch, out_indices=(1, last), prompts=dict(num=7, blocks=blocks)).double().train()
+    size = (2 * model.patch_size[0], 3 * model.patch_size[1])
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    fast = model(x)
+    literal = oracles.vpt_deep(plain(model), prompts_of(model), x, (1, last))
+    for a, b in zip(fast, literal, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+    weights = [torch.randn_like(m) for m in fast]
+    inputs = [*model.prompts.tokens.values(), x]
+    gradients = torch.autograd.grad(sum((m * w).sum() for m, w in zip(fast, weights)), inputs)
+    expected = torch.autograd.grad(sum((m * w).sum() for m, w in zip(literal, weights)), inputs)
+    for a, b in zip(gradients, expected, strict=True):
+        assert b.abs().max() > 1e-6
+        torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+def test_q_and_k_norms_stay(vit):
+    """A trunk that norms queries and keys: prompts' keys are normed too, as in the literal form."""
+    model = vit(prompts=dict(num=4), out_indices=(1, 2))
+    norms = [(torch.nn.LayerNorm(32), torch.nn.LayerNorm(32)) for _ in model.trunk.blocks]
+    trunk = plain(model)
+    for tower in (model.trunk, trunk):
+        for block, (q_norm, k_norm) in zip(tower.blocks, norms):
+            block.attn.q_norm, block.attn.k_norm = q_norm, k_norm
+    spread(model)
+    model, trunk = model.double().train(), trunk.double()
+    trunk.load_state_dict(model.trunk.state_dict())
+    x = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    for a, b in zip(model(x), oracles.vpt_deep(trunk, prompts_of(model), x, (1, 2)), strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+def test_shallow_equals_literal(vit):
+    model = vit(prompts=dict(num=5), tuning='vpt_shallow').double().train()
+    x = torch.randn(2, 3, 48, 32, dtype=torch.float64)
+    fast = model(x)
+    literal = oracles.vpt_shallow(plain(model), model.prompts.tokens['0'], x, (1, 3, 5))
+    for a, b in zip(fast, literal, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+    fast[0].sum().backward()
+    assert model.prompts.tokens['0'].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize('norm_taps', [True, False])
+@pytest.mark.parametrize('out_indices', [(1, 3, 5), (-3, -1), (2,)])
+def test_no_prompts_equals_timm(vit, norm_taps, out_indices):
+    model = vit(tuning='frozen', norm_taps=norm_taps, out_indices=out_indices).eval()
+    x = torch.randn(2, 3, 64, 96)
+    expected = plain(model).eval().forward_intermediates(
+        x, indices=[i % 6 for i in out_indices], norm=norm_taps, output_fmt='NCHW', intermediates_only=True
+    )
+    for a, b in zip(model(x), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_prompts_equals_timm(vit):
+    """The switch that the assignment's warm-up uses, and split biases at their start, change nothing."""
+    model = vit(prompts=dict(num=4), tuning='davpt_plus').eval()
+    for bias in model.biases.parameters():
+        torch.nn.init.zeros_(bias)
+    x = torch.randn(1, 3, 64, 64)
+    expected = plain(model).eval().forward_intermediates(x, indices=[1, 3, 5], norm=True, intermediates_only=True)
+    with model.without_prompts(), torch.no_grad():
+        for a, b in zip(model(x), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model(x)[-1], expected[-1], atol=1e-3)
+
+
+def test_split_biases_merge_into_qkv(vit):
+    """Tuned offsets equal a plain trunk with the merged qkv.bias."""
+    model = vit(tuning=dict(bias=('k', 'v'))).double().eval()
+    assert any(bias.abs().max() > 0.1 for bias in model.biases.parameters())
+    merged = timm.create_model('test_vit', num_classes=0, dynamic_img_size=True).double().eval()
+    merged.load_state_dict(model.merged_trunk())
+    before = model.trunk.state_dict()['blocks.0.attn.qkv.bias']
+    assert torch.equal(model.merged_trunk()['blocks.0.attn.qkv.bias'][:DIMS], before[:DIMS])
+    x = torch.randn(1, 3, 48, 64, dtype=torch.float64)
+    expected = merged.forward_intermediates(x, indices=[1, 3, 5], norm=True, intermediates_only=True)
+    for a, b in zip(model(x), expected, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+def test_key_bias_gets_no_gradient(vit):
+    """Softmax cancels it; beside the value bias its gradient is rounding."""
+    model = vit(prompts=dict(num=3), tuning='davpt_plus').double().train()
+    loss = sum((m * torch.randn_like(m)).sum() for m in model(torch.randn(2, 3, 64, 64, dtype=torch.float64)))
+    loss.backward()
+    for bias in model.biases.values():
+        assert bias.k.grad.abs().max() < 1e-10
+        assert bias.v.grad.abs().max() > 1e-3
+
+
+def test_tap_hands_out_the_attention_output(vit):
+    model = vit(prompts=dict(num=4)).double().train()
+    x = torch.randn(2, 3, 48, 64, dtype=torch.float64)
+    trunk, prompts = plain(model), prompts_of(model)
+    with model.tap((3,)) as taps:
+        model(x)
+    tokens = trunk._pos_embed(trunk.patch_embed(x))
+    prefix = trunk.num_prefix_tokens
+    for index in range(3):
+        joined = trunk.blocks[index](torch.cat([tokens, prompts[index].expand(2, -1, -1)], dim=1))
+        tokens = joined[:, : tokens.shape[1]]
+    expected = oracles.attention_output(trunk.blocks[3], tokens, prompts[3], prefix)
+    torch.testing.assert_close(taps[3].attn_out, expected, **TOLERANCE)
+    torch.testing.assert_close(taps[3].tokens, trunk.blocks[3].norm1(tokens)[:, prefix:], **TOLERANCE)
+    torch.testing.assert_close(taps[3].prompts, trunk.blocks[3].norm1(prompts[3]), **TOLERANCE)
+    q, k, _ = trunk.blocks[3].attn.qkv(taps[3].prompts).chunk(3, dim=-1)
+    torch.testing.assert_close(taps[3].project(taps[3].prompts, 'query'), q, **TOLERANCE)
+    torch.testing.assert_close(taps[3].project(taps[3].prompts, 'key'), k, **TOLERANCE)
+    assert all(attention.taps is None for attention in model._attentions.values())
+
+
+def test_cached_keys_and_values_follow_the_weights(vit):
+    """Eval mode computes them once, and anew after a step, a load, or a change of type."""
+    model = vit(prompts=dict(num=4)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        first = model(x)[-1]
+        cache = model._attentions[0]._cache[1]
+        assert torch.equal(model(x)[-1], first)
+        assert model._attentions[0]._cache[1] is cache
+        model.prompts.tokens['0'].add_(torch.randn(4, DIMS))
+        changed = model(x)[-1]
+    assert not torch.allclose(changed, first, atol=1e-4)
+    torch.testing.assert_close(changed, model(x)[-1].detach())  # with gradients on: no cache
+    with torch.no_grad():
+        model.trunk.blocks[0].norm1.weight.mul_(0.5)
+        torch.testing.assert_close(model(x)[-1], oracles.vpt_deep(plain(model).eval(), prompts_of(model), x, (5,))[0])
+        double = model.double()(x.double())[-1]
+    assert double.dtype == torch.float64
+
+
+def test_dropout_of_prompts_is_live_only_in_training(vit):
+    model = vit(prompts=dict(num=4, dropout=0.5))
+    x = torch.randn(1, 3, 64, 64)
+    model.train()
+    assert not torch.equal(model(x)[-1], model(x)[-1])
+    model.eval()
+    assert torch.equal(model(x)[-1], model(x)[-1])
+
+
+def test_blocks_before_the_first_prompt_build_no_graph(vit):
+    model = vit(prompts=dict(num=2, blocks=(3, 5)), norm_taps=False).train()
+    first, middle, last = model(torch.randn(1, 3, 64, 64))
+    assert not first.requires_grad
+    assert middle.requires_grad
+    assert last.requires_grad
+
+
+def test_checkpointing_gives_the_same_gradients():
+    x = torch.randn(2, 3, 64, 64)
+    gradients = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        model = PromptedViT('test_vit', False, out_indices=(5,), prompts=dict(num=3), with_cp=with_cp, allow_random=True)
+        torch.manual_seed(1)
+        spread(model)
+        model.train()
+        with model.tap((5,)) as taps:
+            out = model(x)[0]
+        loss = out.square().mean() + taps[5].attn_out.square().mean() + taps[5].prompts.square().mean()
+        loss.backward()
+        gradients.append([tokens.grad for tokens in model.prompts.tokens.values()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
