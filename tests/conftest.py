@@ -3,13 +3,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mmseg_davpt  # noqa: F401  (first: its shims)
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
+import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmseg_davpt.datasets import make_miniscenes
 from mmseg_davpt.models import PromptedViT
 
@@ -50,19 +51,27 @@ def spread(model):
 
 def segmentor_cfg(num_classes=5, guidance=True, head='FCNHead', **backbone):
     """A tiny segmentor's config."""
-    backbone = dict(
-        type='PromptedViT',
-        arch='test_vit',
-        pretrained=False,
-        allow_random=True,
-        out_indices=(1, 3, 5),
-        prompts=dict(num=3),
-        tuning='davpt',
-    ) | backbone
-    return dict(
+    backbone = (
+        dict(
+            type='PromptedViT',
+            arch='test_vit',
+            pretrained=False,
+            allow_random=True,
+            out_indices=(1, 3, 5),
+            prompts=dict(num=3),
+            tuning='davpt',
+        )
+        | backbone
+    )
+    return ConfigDict(
         type='PromptedEncoderDecoder',
         data_preprocessor=dict(
-            type='SegDataPreProcessor', mean=[127.5] * 3, std=[127.5] * 3, bgr_to_rgb=True, seg_pad_val=255, size=(64, 64)
+            type='SegDataPreProcessor',
+            mean=[127.5] * 3,
+            std=[127.5] * 3,
+            bgr_to_rgb=True,
+            seg_pad_val=255,
+            size=(64, 64),
         ),
         backbone=backbone,
         guidance=dict(type='MetricGuidance', num_classes=num_classes) if guidance is True else guidance or None,
@@ -88,7 +97,11 @@ def batch(num_classes=5, size=(64, 64), b=2, ignore=0.1):
     """Random normalised images and labelled samples."""
     samples = []
     for _ in range(b):
-        gt = torch.randint(0, num_classes, (1, size[0] // 8, size[1] // 8)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+        gt = (
+            torch.randint(0, num_classes, (1, size[0] // 8, size[1] // 8))
+            .repeat_interleave(8, 1)
+            .repeat_interleave(8, 2)
+        )
         gt[torch.rand(gt.shape) < ignore] = 255
         sample = SegDataSample(gt_sem_seg=PixelData(data=gt))
         sample.set_metainfo(dict(img_shape=size, ori_shape=size, pad_shape=size))
@@ -133,9 +146,15 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=3, max_ke
 
 def run(*command, cwd=ROOT, check=True, **environment):
     """Run one of the project's commands as a user does; returns what it printed."""
-    env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), **environment)
+    env = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', **{'PYTHONPATH': str(ROOT), **environment})
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600
+        [str(part) for part in command],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
     )
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done.stdout if check else (done.returncode, done.stdout)

@@ -75,8 +75,12 @@ def test_shallow_equals_literal(vit):
 def test_no_prompts_equals_timm(vit, norm_taps, out_indices):
     model = vit(tuning='frozen', norm_taps=norm_taps, out_indices=out_indices).eval()
     x = torch.randn(2, 3, 64, 96)
-    expected = plain(model).eval().forward_intermediates(
-        x, indices=[i % 6 for i in out_indices], norm=norm_taps, output_fmt='NCHW', intermediates_only=True
+    expected = (
+        plain(model)
+        .eval()
+        .forward_intermediates(
+            x, indices=[i % 6 for i in out_indices], norm=norm_taps, output_fmt='NCHW', intermediates_only=True
+        )
     )
     for a, b in zip(model(x), expected, strict=True):
         assert torch.equal(a, b)
@@ -182,7 +186,9 @@ def test_checkpointing_gives_the_same_gradients():
     gradients = []
     for with_cp in (False, True):
         torch.manual_seed(0)
-        model = PromptedViT('test_vit', False, out_indices=(5,), prompts=dict(num=3), with_cp=with_cp, allow_random=True)
+        model = PromptedViT(
+            'test_vit', False, out_indices=(5,), prompts=dict(num=3), with_cp=with_cp, allow_random=True
+        )
         torch.manual_seed(1)
         spread(model)
         model.train()

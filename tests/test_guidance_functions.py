@@ -92,7 +92,9 @@ def test_loss_against_a_plain_loop(seed, k, m):
     """Unlabelled samples, classes without a prompt, prompts without a class, prompts without a sample: all occur."""
     case = random_case(seed, k=k, m=m)
     assert ProxyAnchorLoss()(*case).item() == pytest.approx(oracles.proxy_anchor(*case), rel=1e-9, abs=1e-12)
-    assert ProxyAnchorLoss(8.0, 0.3)(*case).item() == pytest.approx(oracles.proxy_anchor(*case, 8.0, 0.3), rel=1e-9, abs=1e-12)
+    assert ProxyAnchorLoss(8.0, 0.3)(*case).item() == pytest.approx(
+        oracles.proxy_anchor(*case, 8.0, 0.3), rel=1e-9, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize('alpha', [32.0, 4.0])

@@ -98,5 +98,5 @@ def test_unreachable_hub_is_named(monkeypatch):
         raise OSError('no route to host')
 
     monkeypatch.setattr(timm, 'create_model', offline)
-    with pytest.raises(WeightsError, match=r"hub.*no route to host.*get_weights\.py test_vit"):
+    with pytest.raises(WeightsError, match=r'hub.*no route to host.*get_weights\.py test_vit'):
         load_trunk_weights(torch.nn.Identity(), 'test_vit.r160_in1k', True)

@@ -51,6 +51,7 @@ class PromptAssignment(nn.Module):
             prototypes: ``(B, C, D)``.
             mass: Number of patches behind each prototype, ``(B, C)``; 0 for absent classes.
         """
+        prototypes, mass = prototypes.to(self.sums.dtype), mass.to(self.sums.dtype)
         batch = torch.cat([torch.einsum('bc,bcd->cd', mass, prototypes), mass.sum(dim=0).unsqueeze(1)], dim=1)
         all_reduce(batch)
         self.sums += batch[:, :-1]

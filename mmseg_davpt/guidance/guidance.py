@@ -122,7 +122,8 @@ class MetricGuidance(nn.Module):
             tap = taps[block]
             samples, present = self._collect(part, tap, shares)
             with torch.autocast(shares.device.type, enabled=False):
-                prompts = _project(tap, tap.prompts.float(), self.prompt_space)
+                dtype = torch.promote_types(tap.prompts.dtype, torch.float32)
+                prompts = _project(tap, tap.prompts.to(dtype), self.prompt_space)
             if self.weight_patch:
                 y = torch.where(present, labels, -1)
                 loss = self.metric(samples.flatten(0, 1), y.flatten(), prompts, part.assignment)

@@ -1,0 +1,363 @@
+"""The commands, as a user runs them, on a tiny trunk and generated scenes."""
+
+import os
+import re
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run, tool
+from mmseg.apis import inference_model, init_model
+
+
+@pytest.fixture(scope='module')
+def trained(tiny_config, tmp_path_factory):
+    """(work dir, what training printed)."""
+    work_dir = tmp_path_factory.mktemp('trained')
+    return work_dir, tool('train', tiny_config, '--work-dir', work_dir)
+
+
+def load(path):
+    return torch.load(path, map_location='cpu', weights_only=False)
+
+
+def assert_same_weights(a, b):
+    a, b = load(a)['state_dict'], load(b)['state_dict']
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def test_training_logs_what_matters(trained):
+    _, printed = trained
+    assert re.search(r'prompts +1,472 +1,472', printed)  # (5 * 4 + 3) * 64
+    assert 'Prompt assignment of block 5' in printed
+    assert 'loss_guide_patch' in printed
+    assert 'loss_guide_proto' in printed
+    assert 'mIoU' in printed
+
+
+def test_assignment_is_made_refreshed_and_saved(trained):
+    work_dir, printed = trained
+    lines = re.findall(r'Prompt assignment of block 5: (\[.*?\]) classes a prompt, (\d+) unseen', printed)
+    assert len(lines) == 2  # before training, and after 4 iterations: one pass over 8 images, 2 a batch
+    state = load(work_dir / 'iter_6.pth')['state_dict']
+    assignment = state['guidance.assignments.0.assignment']
+    assert assignment.max() == 2  # 16 classes share 3 prompts
+    assert (assignment >= 0).sum() == 16 - int(lines[-1][1])
+    assert str(torch.bincount(assignment[assignment >= 0], minlength=3).tolist()) == lines[-1][0]
+
+
+def test_only_tuned_parts_change(trained):
+    work_dir, _ = trained
+    early, late = (load(work_dir / f'iter_{i}.pth')['state_dict'] for i in (3, 6))
+    for name, value in early.items():
+        frozen = name.startswith('backbone.trunk.')
+        assert torch.equal(value, late[name]) == frozen or not frozen, name
+    assert not torch.equal(early['backbone.prompts.tokens.0'], late['backbone.prompts.tokens.0'])
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_resumed_run_equals_uninterrupted_run(tiny_config, trained, tmp_path, workers):
+    """Bit for bit: weights, BN statistics, guidance state; with and without worker processes."""
+    options = ('--cfg-options', f'train_dataloader.num_workers={workers}')
+    whole = trained[0]
+    if workers:
+        whole = tmp_path / 'whole'
+        tool('train', tiny_config, '--work-dir', whole, *options)
+        assert_same_weights(whole / 'iter_6.pth', trained[0] / 'iter_6.pth')  # the number of workers does not matter
+    part = tmp_path / 'part'
+    part.mkdir()
+    (part / 'iter_3.pth').write_bytes((whole / 'iter_3.pth').read_bytes())
+    (part / 'last_checkpoint').write_text(str(part / 'iter_3.pth'))
+    printed = tool('train', tiny_config, '--work-dir', part, '--resume', *options)
+    assert 'resumed epoch: 0, iter: 3' in printed
+    assert_same_weights(part / 'iter_6.pth', whole / 'iter_6.pth')
+
+
+def test_guidance_does_not_change_what_is_drawn(tiny_config, trained, tmp_path):
+    """At weight zero, through the Runner with its warm-up, training is VPT-Deep bit for bit."""
+    zero = ('model.guidance.weight_patch=0', 'model.guidance.weight_proto=0')
+    tool('train', tiny_config, '--work-dir', tmp_path / 'zero', '--cfg-options', *zero)
+    tool('train', tiny_config, '--work-dir', tmp_path / 'vpt', '--cfg-options', 'model.guidance=None')
+    a = load(tmp_path / 'zero/iter_6.pth')['state_dict']
+    b = load(tmp_path / 'vpt/iter_6.pth')['state_dict']
+    assert set(a) - set(b) == {name for name in a if name.startswith('guidance.')}
+    for name, value in b.items():
+        assert torch.equal(a[name], value), name
+    guided = load(trained[0] / 'iter_6.pth')['state_dict']
+    assert not torch.equal(guided['backbone.prompts.tokens.5'], b['backbone.prompts.tokens.5'])
+
+
+def test_amp_trains_in_bfloat16_on_a_cpu(tiny_config, tmp_path):
+    printed = tool('train', tiny_config, '--work-dir', tmp_path, '--amp', '--cfg-options', 'train_cfg.max_iters=2')
+    assert 'CpuAmpOptimWrapper' in printed
+    assert 'nan' not in re.findall(r'loss: (\S+)', printed)
+
+
+def test_prototype_start(tiny_config, tmp_path):
+    tool(
+        'train', tiny_config, '--work-dir', tmp_path, '--cfg-options',
+        'model.backbone.prompts.init=prototype', 'train_cfg.max_iters=1', 'default_hooks.checkpoint.interval=1',
+        'optim_wrapper.optimizer.lr=0.',
+    )  # fmt: skip
+    state = load(tmp_path / 'iter_1.pth')['state_dict']
+    bound = (6 / (3 * 16 * 16 + 64)) ** 0.5 / 8
+    for block in range(6):
+        tokens = state[f'backbone.prompts.tokens.{block}']
+        assert (tokens.abs().amax(dim=1) > bound).all()  # no longer Xavier's
+        assert len(tokens.unique(dim=0)) == len(tokens)
+
+
+def test_test_command(tiny_config, trained, tmp_path):
+    printed = tool(
+        'test', tiny_config, trained[0] / 'iter_6.pth', '--work-dir', tmp_path, '--out', tmp_path / 'masks',
+        '--show-dir', tmp_path / 'shown',
+    )  # fmt: skip
+    assert re.search(r'\| +sky +\|', printed)
+    during = re.findall(r'mIoU: (\S+)', trained[1])[-1]
+    assert re.findall(r'mIoU: (\S+)', printed)[-1] == during  # the same as the validation while training
+    assert 'prompts' in printed.split('mIoU')[-1]
+    assert str(trained[0] / 'iter_6.pth') in printed.splitlines()[-2]
+    grid = cv2.imread(printed.splitlines()[-1].split(': ')[1])
+    assert grid is not None
+    assert grid.shape[1] > 600
+    masks = sorted((tmp_path / 'masks').glob('*.png'))
+    assert len(masks) == 3
+    assert cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED).min() >= 1  # ids as in the annotations, 0 is unlabelled
+    assert len(list((tmp_path / 'shown').rglob('*.png'))) == 3
+
+
+def test_tta(tiny_config, trained, tmp_path):
+    printed = tool('test', tiny_config, trained[0] / 'iter_6.pth', '--work-dir', tmp_path, '--tta')
+    assert 'mIoU' in printed
+
+
+def test_infer_command(tiny_config, trained, scenes, tmp_path):
+    folder = scenes / 'seed0/images/validation'
+    broken = tmp_path / 'broken.jpg'
+    broken.write_text('not a picture')
+    code, printed = tool(
+        'infer', tiny_config, trained[0] / 'iter_6.pth', folder, broken, '--out', tmp_path / 'out', '--device', 'cpu',
+        check=False,
+    )  # fmt: skip
+    assert code == 1
+    assert f'{broken}: cannot be read as an image' in printed  # named, and the others are written
+    assert '3 of 4 images segmented' in printed
+    masks = sorted((tmp_path / 'out/masks').iterdir())
+    assert [path.stem for path in masks] == [path.stem for path in sorted(folder.iterdir())]
+    model = init_model(str(tiny_config), str(trained[0] / 'iter_6.pth'), device='cpu')
+    expected = inference_model(model, str(sorted(folder.iterdir())[0])).pred_sem_seg.data[0].numpy()
+    assert np.array_equal(cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED), expected)
+    assert cv2.imread(str(tmp_path / 'out/overlays' / f'{masks[0].stem}.jpg')).shape == (240, 320, 3)
+
+
+class TestBadInput:
+    def fails(self, *command):
+        code, printed = tool(*command, check=False)
+        assert code != 0
+        return printed.splitlines()[-1]
+
+    def test_missing_checkpoint(self, tiny_config, tmp_path):
+        assert 'nowhere.pth' in self.fails('test', tiny_config, tmp_path / 'nowhere.pth', '--work-dir', tmp_path)
+
+    def test_checkpoint_of_another_model(self, tiny_config, trained, tmp_path):
+        state = load(trained[0] / 'iter_6.pth')
+        del state['state_dict']['backbone.trunk.blocks.0.attn.qkv.weight']
+        torch.save(state, tmp_path / 'part.pth')
+        line = self.fails('test', tiny_config, tmp_path / 'part.pth', '--work-dir', tmp_path)
+        assert 'part.pth does not fit this config' in line
+        assert 'backbone.trunk.blocks.0.attn.qkv.weight is missing' in line
+
+    def test_missing_weights_before_training(self, tiny_config, tmp_path):
+        line = self.fails(
+            'train', tiny_config, '--work-dir', tmp_path, '--cfg-options', 'model.backbone.pretrained=gone.pth',
+            'model.backbone.allow_random=False',
+        )  # fmt: skip
+        assert 'gone.pth' in line
+
+    def test_random_trunk(self, tiny_config, tmp_path):
+        line = self.fails(
+            'train', tiny_config, '--work-dir', tmp_path, '--cfg-options', 'model.backbone.allow_random=False'
+        )
+        assert 'has random weights' in line
+        assert not list(tmp_path.glob('*.pth'))
+
+    def test_missing_config(self):
+        assert 'no config at configs/typo.py' in self.fails('train', 'configs/typo.py')
+
+
+def test_runner_keeps_the_trunk_equal_to_the_file(tiny_config, tmp_path):
+    """Through init_weights, training and a checkpoint."""
+    import timm
+
+    source = timm.create_model('test_vit').state_dict()
+    torch.save(source, tmp_path / 'w.pth')
+    tool(
+        'train', tiny_config, '--work-dir', tmp_path / 'run', '--cfg-options',
+        f'model.backbone.pretrained={tmp_path}/w.pth', 'model.backbone.allow_random=False', 'train_cfg.max_iters=3',
+    )  # fmt: skip
+    state = load(tmp_path / 'run/iter_3.pth')['state_dict']
+    own = {name.removeprefix('backbone.trunk.'): value for name, value in state.items() if 'backbone.trunk.' in name}
+    assert set(source) - set(own) == {'head.weight', 'head.bias'}
+    for name, value in own.items():
+        assert torch.equal(value, source[name]), name
+
+
+def test_param_report():
+    printed = tool('param_report', ROOT / 'configs/davpt_plus_upernet_ade20k.py')
+    assert re.search(r'prompts +184,320', printed)  # 12 * 20 * 768
+    assert re.search(r'biases +18,432', printed)  # 12 * 2 * 768
+
+
+class TestDistributed:
+    @pytest.fixture(scope='class')
+    @classmethod
+    def pair(cls, tiny_config, tmp_path_factory):
+        work_dir = tmp_path_factory.mktemp('pair')
+        command = (ROOT / 'tools/dist_train.sh', tiny_config, 2, '--work-dir', work_dir)
+        return work_dir, run(*command, MASTER_PORT='29611')
+
+    def test_two_processes_train(self, pair):
+        work_dir, printed = pair
+        assert (work_dir / 'iter_6.pth').is_file()
+        assert 'Distributed training: True' in printed
+        assert 'GPU number: 2' in printed
+
+    def test_same_data_as_one_process_with_twice_the_batch(self, pair, tiny_config, tmp_path):
+        """The class means are summed over the ranks: they equal those of one process that sees all images."""
+        work_dir, _ = pair
+        tool(
+            'train', tiny_config, '--work-dir', tmp_path, '--cfg-options', 'train_dataloader.batch_size=4',
+            'train_cfg.max_iters=3',
+        )  # fmt: skip
+        two, one = load(work_dir / 'iter_3.pth')['state_dict'], load(tmp_path / 'iter_3.pth')['state_dict']
+        name = 'guidance.assignments.0.'
+        assert torch.equal(two[name + 'assignment'], one[name + 'assignment'])
+        torch.testing.assert_close(two[name + 'weights'], one[name + 'weights'], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(two[name + 'centroids'], one[name + 'centroids'], rtol=1e-3, atol=1e-4)
+
+    def test_both_ranks_hold_the_same_state(self, tiny_config, tmp_path):
+        """Every buffer and parameter, compared over the processes at the end of training."""
+        (tmp_path / 'same_state.py').write_text(
+            """
+import torch
+from mmengine.dist import all_gather, get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SameStateHook(Hook):
+    def after_train(self, runner):
+        assert get_world_size() == 2
+        model = runner.model.module
+        names = [n for n in model.state_dict() if 'running' not in n and 'batches' not in n]  # BN is per process
+        for name in names:
+            first, second = all_gather(model.state_dict()[name].contiguous())
+            assert torch.equal(first, second), name
+        print('SAME', len(names), model.guidance.assignments[0].assignment.tolist(), flush=True)
+"""
+        )
+        config = tmp_path / 'same.py'
+        config.write_text(
+            f'_base_ = {str(tiny_config)!r}\n'
+            "custom_imports = dict(imports=['mmseg_davpt', 'same_state'])\n"
+            "custom_hooks = [dict(type='StepSeedHook'), dict(type='PromptAssignmentHook'),\n"
+            "                dict(type='SameStateHook')]\n"
+        )
+        printed = run(
+            ROOT / 'tools/dist_train.sh', config, 2, '--work-dir', tmp_path, MASTER_PORT='29612',
+            PYTHONPATH=f'{ROOT}:{tmp_path}',
+        )  # fmt: skip
+        lines = re.findall(r'SAME .*', printed)
+        assert len(lines) == 2
+        assert lines[0] == lines[1]
+
+    def test_two_nodes_on_loopback(self, tiny_config, tmp_path):
+        environment = dict(
+            os.environ,
+            PYTHON=sys.executable,
+            OMP_NUM_THREADS='1',
+            PYTHONPATH=str(ROOT),
+            NNODES='2',
+            MASTER_PORT='29613',
+        )
+        nodes = [
+            subprocess.Popen(
+                [ROOT / 'tools/dist_train.sh', tiny_config, '1', '--work-dir', tmp_path],
+                env=dict(environment, NODE_RANK=str(rank)), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        printed = [node.communicate(timeout=300)[0] for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], printed[0][-3000:]
+        assert (tmp_path / 'iter_6.pth').is_file()
+
+    def test_two_processes_test(self, pair, tiny_config, tmp_path):
+        work_dir, _ = pair
+        single = tool('test', tiny_config, work_dir / 'iter_6.pth', '--work-dir', tmp_path)
+        double = run(
+            ROOT / 'tools/dist_test.sh',
+            tiny_config,
+            work_dir / 'iter_6.pth',
+            2,
+            '--work-dir',
+            tmp_path,
+            MASTER_PORT='29614',
+        )
+        assert re.findall(r'mIoU: (\S+)', single)[-1] == re.findall(r'mIoU: (\S+)', double)[-1]
+
+
+def test_a_project_elsewhere(tmp_path):
+    """Somebody's own mmseg project: own config, own dataset, own class names, our package through custom_imports."""
+    rng = np.random.default_rng(0)
+    for folder in ('photos', 'labels'):
+        (tmp_path / 'data' / folder).mkdir(parents=True)
+    for index in range(4):
+        cv2.imwrite(str(tmp_path / f'data/photos/{index}.png'), rng.integers(0, 255, (70, 90, 3), np.uint8))
+        mask = rng.integers(0, 3, (7, 9), np.uint8).repeat(10, 0).repeat(10, 1)
+        mask[:5] = 255
+        cv2.imwrite(str(tmp_path / f'data/labels/{index}.png'), mask)
+    (tmp_path / 'my_config.py').write_text("""
+default_scope = 'mmseg'
+custom_imports = dict(imports=['mmseg_davpt'], allow_failed_imports=False)
+pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+train_dataloader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type='BaseSegDataset', data_root='data', img_suffix='.png', seg_map_suffix='.png',
+        data_prefix=dict(img_path='photos', seg_map_path='labels'), pipeline=pipeline,
+        metainfo=dict(classes=('soil', 'crop', 'weed'), palette=[[90, 60, 30], [40, 160, 40], [200, 40, 40]])))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
+default_hooks = dict(
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2), logger=dict(type='LoggerHook', interval=1))
+custom_hooks = [dict(type='PromptAssignmentHook')]
+log_processor = dict(by_epoch=False)
+model = dict(
+    type='PromptedEncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[127.5] * 3, std=[127.5] * 3, seg_pad_val=255, size=(64, 64)),
+    backbone=dict(type='PromptedViT', arch='test_vit', pretrained=False, allow_random=True, out_indices=(5,),
+                  prompts=dict(num=4), tuning='davpt_plus'),
+    guidance=dict(type='MetricGuidance', num_classes=3),
+    decode_head=dict(type='FCNHead', in_channels=64, channels=16, num_convs=1, concat_input=False, num_classes=3,
+                     norm_cfg=dict(type='BN'), loss_decode=dict(type='CrossEntropyLoss')),
+    test_cfg=dict(mode='whole'))
+work_dir = 'out'
+""")
+    (tmp_path / 'my_train.py').write_text("""
+from mmengine.config import Config
+from mmengine.runner import Runner
+Runner.from_cfg(Config.fromfile('my_config.py')).train()
+""")
+    printed = run(sys.executable, 'my_train.py', cwd=tmp_path)
+    assert len(re.findall(r'loss_guide_patch: \S+', printed)) == 2
+    meta = load(tmp_path / 'out/iter_2.pth')['meta']['dataset_meta']
+    assert meta['classes'] == ('soil', 'crop', 'weed')
+    state = load(tmp_path / 'out/iter_2.pth')['state_dict']
+    assert sorted(state['guidance.assignments.0.assignment'].tolist()) == [0, 1, 2]
