@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,13 @@ def run(*command, cwd=ROOT, check=True, **environment):
     )
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done.stdout if check else (done.returncode, done.stdout)
+
+
+def free_port():
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
 
 
 def tool(name, *arguments, **options):

@@ -63,11 +63,11 @@ def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
             return self
 
         def __exit__(self, *_): ...
-        def map(self, function, jobs, chunksize):
+        def map(self, function, jobs):
             yield function(jobs[0])
             fail(jobs[1])
 
-    monkeypatch.setattr(module, 'ProcessPoolExecutor', Pool)
+    monkeypatch.setattr(module, 'ThreadPoolExecutor', Pool)
     with pytest.raises(KeyboardInterrupt):
         make_miniscenes(tmp_path / 'seed0', splits={'training': 2})
     assert list(tmp_path.iterdir()) == []

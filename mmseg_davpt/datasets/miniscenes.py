@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
-from mmengine.dist import barrier, get_local_rank
+from mmengine.dist import barrier
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 from tqdm import tqdm
@@ -36,7 +35,7 @@ class MiniScenesDataset(BaseSegDataset):
 
     def __init__(self, data_root: str = 'data/miniscenes', seed: int = 0, **kwargs: object) -> None:
         root = Path(data_root) / f'seed{seed}'
-        if get_local_rank() == 0:
+        if int(os.environ.get('LOCAL_RANK', 0)) == 0:  # one process a node
             make_miniscenes(root, seed)
         barrier()
         super().__init__(
@@ -68,9 +67,8 @@ def make_miniscenes(root: str | Path, seed: int = 0, splits: dict[str, int] | No
             for folder in ('images', 'annotations'):
                 (aside / folder / split).mkdir(parents=True)
             jobs += [(aside, split, index, (seed, number, index)) for index in range(size)]
-        # Spawned, not forked: threads of torch or opencv may hold locks by now.
-        with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=get_context('spawn')) as pool:
-            for _ in tqdm(pool.map(_write_scene, jobs, chunksize=4), total=len(jobs), desc=f'MiniScenes -> {root}'):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and opencv let each other run
+            for _ in tqdm(pool.map(_write_scene, jobs), total=len(jobs), desc=f'MiniScenes -> {root}', mininterval=1):
                 pass
         aside.chmod(0o755)
         try:
@@ -85,7 +83,6 @@ def make_miniscenes(root: str | Path, seed: int = 0, splits: dict[str, int] | No
 
 def _write_scene(job: tuple[Path, str, int, tuple[int, ...]]) -> None:
     folder, split, index, seed = job
-    cv2.setNumThreads(1)
     image, mask = paint_scene(seed)
     jpg = folder / 'images' / split / f'{index:04d}.jpg'
     png = folder / 'annotations' / split / f'{index:04d}.png'

@@ -63,13 +63,13 @@ def segment_images(
     palette = np.array(model.dataset_meta['palette'])
     failed: dict[Path, str] = {}
     for path in tqdm(images, desc='segment'):
-        image = mmcv.imread(str(path), channel_order='rgb') if path.is_file() else None
+        image = mmcv.imread(str(path)) if path.is_file() else None  # BGR
         if image is None:
             failed[path] = 'cannot be read as an image'
             continue
         mask = inference_model(model, str(path)).pred_sem_seg.data[0].cpu().numpy()
-        overlay = (1 - opacity) * image + opacity * palette[mask]
+        overlay = (1 - opacity) * image + opacity * palette[mask, ::-1]
         dtype = np.uint8 if len(palette) <= 256 else np.uint16
         mmcv.imwrite(mask.astype(dtype), str(out / 'masks' / f'{path.stem}.png'))
-        mmcv.imwrite(overlay.round().astype(np.uint8)[..., ::-1], str(out / 'overlays' / f'{path.stem}.jpg'))
+        mmcv.imwrite(overlay.round().astype(np.uint8), str(out / 'overlays' / f'{path.stem}.jpg'))
     return failed
