@@ -1,6 +1,6 @@
 """Hooks, mixed precision on a CPU, and what the command lines share."""
 
-from .amp import CpuAmpOptimWrapper
+from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
 from .assignment_hook import PromptAssignmentHook
 from .hooks import ParamReportHook, StepSeedHook
 from .launch import enable_amp, load_config, prepare_launcher
@@ -13,6 +13,7 @@ __all__ = [
     'PictureGridHook',
     'PromptAssignmentHook',
     'StepSeedHook',
+    'TunedOptimWrapperConstructor',
     'enable_amp',
     'load_config',
     'prepare_launcher',

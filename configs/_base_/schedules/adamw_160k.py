@@ -1,6 +1,7 @@
 # Prompts learn faster than the head and are never decayed; norms are not decayed either.
 optim_wrapper = dict(
     type='OptimWrapper',
+    constructor='TunedOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.01),
     clip_grad=dict(max_norm=1.0, norm_type=2),
     paramwise_cfg=dict(

@@ -1,0 +1,39 @@
+# `make train` and `make test` do all of their own set-up. The same as plain commands: README.md.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := work_dirs/davpt_upernet_miniscenes
+CONFIG := configs/davpt_upernet_miniscenes.py
+WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
+
+.PHONY: train test lint format clean
+
+train: .venv/installed $(WEIGHTS)
+	$(BIN)/python tools/train.py $(CONFIG)
+	$(BIN)/python tools/test.py $(CONFIG) $$(cat $(RUN)/last_checkpoint)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(WEIGHTS): | .venv/installed
+	$(BIN)/python tools/get_weights.py vit_small_patch14_dinov2
+
+.venv/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python -m pip install --no-deps -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements/dev.txt
+	$(BIN)/python -m pip install -r requirements/dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv work_dirs data/miniscenes
