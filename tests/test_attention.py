@@ -60,7 +60,7 @@ def test_q_and_k_norms_stay(vit):
 
 
 def test_shallow_equals_literal(vit):
-    model = vit(prompts=dict(num=5), tuning='vpt_shallow').double().train()
+    model = vit(prompts=dict(num=5, kind='shallow')).double().train()
     x = torch.randn(2, 3, 48, 32, dtype=torch.float64)
     fast = model(x)
     literal = oracles.vpt_shallow(plain(model), model.prompts.tokens['0'], x, (1, 3, 5))

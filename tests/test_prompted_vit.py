@@ -85,7 +85,7 @@ def test_position_table_is_resampled_in_float32(vit):
         (dict(prompts=dict(blocks=(5, -1))), 'twice'),
         (dict(prompts=dict(init='zeros')), 'prompts.init'),
         (dict(prompts=dict(dropout=1.0)), 'prompts.dropout'),
-        (dict(prompts=dict(kind='middle'), tuning=dict(prompts=True)), 'prompts.kind'),
+        (dict(prompts=dict(kind='middle')), 'prompts.kind'),
         (dict(prompts=dict(kind='shallow'), tuning='vpt_deep'), 'contradict'),
         (dict(prompts=dict(blocks=(1,)), tuning='vpt_shallow'), 'block 0'),
         (dict(pretrained='x.pth', init_cfg=dict(type='Pretrained', checkpoint='y.pth')), 'init_cfg'),

@@ -35,7 +35,7 @@ class PromptedViT(BaseModule):
         prompts: Options of :class:`~mmseg_davpt.prompts.Prompts`: ``num``, ``blocks``, ``init``, ``dropout``, ``kind``.
             ``tuning`` decides whether there are prompts, this says how they look.
         norm_taps: Apply the trunk's final norm to every output, as timm and DINOv2 do for dense heads.
-        tuning: What learns: a preset or a dict, see :class:`~mmseg_davpt.tuning.TuningPolicy`.
+        tuning: What learns: a preset or a dict, see :class:`~mmseg_davpt.tuning.TuningPolicy`; prompts alone by default.
         with_cp: Checkpoint the blocks (non-reentrant): less memory, the same gradients.
         drop_path_rate: Stochastic depth of blocks that learn as a whole.
         allow_random: With ``pretrained=False``: train on a trunk with random weights all the same.
@@ -53,7 +53,7 @@ class PromptedViT(BaseModule):
         out_indices: Sequence[int] = (2, 5, 8, 11),
         prompts: Mapping | None = None,
         norm_taps: bool = True,
-        tuning: str | Mapping = 'vpt_deep',
+        tuning: str | Mapping | None = None,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
         allow_random: bool = False,
@@ -81,7 +81,7 @@ class PromptedViT(BaseModule):
         self.depth = self.out_indices[-1] + 1
         self._weights_loaded = False
         self.register_load_state_dict_pre_hook(_note_loaded_weights)
-        self._set_tuning(tuning, dict(prompts or {}))
+        self._set_tuning(tuning or dict(prompts=True), dict(prompts or {}))
 
     def _set_tuning(self, tuning: str | Mapping, prompts: dict) -> None:
         """Freeze, then add what learns. Done once, before any wrapper for distributed training sees the model."""
