@@ -8,7 +8,7 @@ import torch
 from conftest import DEPTH, batch, segmentor_cfg
 from mmseg.registry import MODELS
 
-from mmseg_davpt import MetricGuidance, class_prototypes, patch_label_shares
+from mmseg_davpt import class_prototypes, patch_label_shares
 
 C = 5
 
@@ -225,9 +225,13 @@ def test_guidance_needs_a_prompted_backbone():
         MODELS.build(cfg)
 
 
-def test_missing_hook_is_said_once(caplog):
-    guidance = MetricGuidance(C, prompt_counts=[3], embed_dims=4)
-    guidance._warn_unassigned()
-    guidance._warn_unassigned()
-    assert caplog.text.count('PromptAssignmentHook') <= 1
-    assert guidance._warned
+def test_missing_hook_is_said_once(monkeypatch):
+    said = []
+    monkeypatch.setattr('mmseg_davpt.guidance.guidance.print_log', lambda message, *_: said.append(message))
+    model, data = build(), batch(C)
+    model(*data, mode='loss')
+    model(*data, mode='loss')
+    assert len(said) == 1
+    assert 'PromptAssignmentHook' in said[0]
+    assigned(build())(*data, mode='loss')
+    assert len(said) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -94,7 +95,7 @@ class MetricGuidance(nn.Module):
         self.assignments = nn.ModuleList(
             PromptAssignment(num_classes, prompt_counts[block], embed_dims) for block in self.blocks
         )
-        self._warned = False
+        self._looked = False
 
     @property
     def enabled(self) -> bool:
@@ -115,7 +116,7 @@ class MetricGuidance(nn.Module):
         Returns:
             ``loss_guide_patch`` and ``loss_guide_proto``, scalars in float32; a term without weight is left out.
         """
-        self._warn_unassigned()
+        self._look_for_assignment()
         terms: dict[str, list[Tensor]] = {'loss_guide_patch': [], 'loss_guide_proto': []}
         labels = torch.arange(self.num_classes, device=shares.device).expand(len(shares), -1)
         for block, part in zip(self.blocks, self.assignments):
@@ -147,15 +148,12 @@ class MetricGuidance(nn.Module):
         part.collect(samples.detach(), shares.sum(dim=1))
         return samples, present
 
-    def _warn_unassigned(self) -> None:
-        if not self._warned and not self.assigned():
-            print_log(
-                'No class has a prompt yet, so the guidance is zero: add dict(type="PromptAssignmentHook") to '
-                'custom_hooks.',
-                logger='current',
-                level=30,
-            )
-        self._warned = True
+    def _look_for_assignment(self) -> None:
+        """Say so, once, if training goes on without one. Only the first step waits for the device."""
+        if not self._looked and not self.assigned():
+            remedy = "add dict(type='PromptAssignmentHook') to custom_hooks"
+            print_log(f'No class has a prompt yet, the guidance is zero: {remedy}.', 'current', logging.WARNING)
+        self._looked = True
 
 
 def _prototypes(tap: Tap, shares: Tensor, space: str) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ class PromptedViT(BaseModule):
         prompts: Options of :class:`~mmseg_davpt.prompts.Prompts`: ``num``, ``blocks``, ``init``, ``dropout``, ``kind``.
             ``tuning`` decides whether there are prompts, this says how they look.
         norm_taps: Apply the trunk's final norm to every output, as timm and DINOv2 do for dense heads.
-        tuning: What learns: a preset or a dict, see :class:`~mmseg_davpt.tuning.TuningPolicy`; prompts alone by default.
+        tuning: What learns: a preset or a dict, see :class:`~mmseg_davpt.tuning.TuningPolicy`; by default prompts.
         with_cp: Checkpoint the blocks (non-reentrant): less memory, the same gradients.
         drop_path_rate: Stochastic depth of blocks that learn as a whole.
         allow_random: With ``pretrained=False``: train on a trunk with random weights all the same.

@@ -7,8 +7,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         custom_keys={
-            'backbone.prompts': dict(lr_mult=10.0, decay_mult=0.0),
-            'backbone.biases': dict(lr_mult=1.0, decay_mult=0.0),
+            'prompts': dict(lr_mult=10.0, decay_mult=0.0),
+            'biases': dict(lr_mult=1.0, decay_mult=0.0),
         },
     ),
 )

@@ -2,7 +2,7 @@
 _base_ = './adamw_160k.py'
 optim_wrapper = dict(
     optimizer=dict(lr=1e-3),
-    paramwise_cfg=dict(custom_keys={'backbone.prompts': dict(lr_mult=5.0, decay_mult=0.0)}),
+    paramwise_cfg=dict(custom_keys={'prompts': dict(lr_mult=5.0, decay_mult=0.0)}),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=20),
