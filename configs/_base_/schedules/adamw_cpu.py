@@ -1,8 +1,8 @@
 # A short schedule that two CPU cores finish in minutes.
 _base_ = './adamw_160k.py'
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3),
-    paramwise_cfg=dict(custom_keys={'prompts': dict(lr_mult=5.0, decay_mult=0.0)}),
+    optimizer=dict(lr=4e-3),
+    paramwise_cfg=dict(custom_keys={'prompts': dict(lr_mult=1.25, decay_mult=0.0)}),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=20),
