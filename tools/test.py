@@ -37,7 +37,7 @@ def main() -> None:
     if args.out:
         cfg.test_evaluator.output_dir = args.out
     if args.show_dir:
-        cfg.default_hooks.visualization.draw = True
+        cfg.default_hooks.visualization.update(draw=True, interval=1)
         cfg.visualizer.save_dir = args.show_dir
     cfg.setdefault('custom_hooks', []).append(dict(type='PictureGridHook'))
     prepare_launcher(cfg, args.launcher)
