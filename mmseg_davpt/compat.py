@@ -112,5 +112,6 @@ def _allow_upstream_checkpoints() -> None:
     reconstruct = np.zeros(1).__reduce__()[0]  # its home moved from numpy.core to numpy._core in numpy 2
     dtypes = [type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'u1', 'b1')]
     scalar = np.float64(0).__reduce__()[0]
-    allowed = [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, getattr, *dtypes]
+    # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, NAME); only allowed names can be called with it.
+    allowed = [HistoryBuffer, getattr, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
     torch.serialization.add_safe_globals(allowed)

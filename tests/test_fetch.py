@@ -21,7 +21,7 @@ def test_local_file_first_then_cache(local, tmp_path):
     assert str(local) in fetch.fetch_weights('test_vit', out, local)
     trunk = timm.create_model('test_vit', num_classes=0)
     trunk.load_state_dict(load_file(out))
-    assert 'already' in fetch.fetch_weights('test_vit', out)
+    assert 'earlier' in fetch.fetch_weights('test_vit', out)
     assert not list(out.parent.glob('*.part'))
 
 

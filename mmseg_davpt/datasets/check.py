@@ -32,6 +32,6 @@ def check_data_roots(cfg: Mapping) -> None:
         raise FileNotFoundError(
             f'{key}: there is no data at data_root={root!r}. '
             + (f'Get it from {source}. ' if source else '')
-            + f'Data elsewhere: --cfg-options data_root=PATH ({Path(cfg.filename or "the config").name}). '
+            + 'Data elsewhere: --cfg-options data_root=PATH. '
             'Without any data: python tools/train.py configs/davpt_upernet_miniscenes.py'
         )

@@ -57,9 +57,8 @@ def segment_images(
     Raises:
         FileNotFoundError, ValueError: The checkpoint is not there, or is another model's.
     """
-    model = init_model(cfg, device=device)
-    require_complete(model, checkpoint)
     model = init_model(cfg, str(checkpoint), device=device)
+    require_complete(model, checkpoint)
     palette = np.array(model.dataset_meta['palette'])
     failed: dict[Path, str] = {}
     for path in tqdm(images, desc='segment'):

@@ -46,8 +46,7 @@ def enable_amp(cfg: Config) -> None:
     """Train in mixed precision: as mmseg does on a GPU, with bfloat16 autocast on a CPU."""
     if torch.cuda.is_available():
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        if cfg.optim_wrapper.get('dtype') != 'bfloat16':
-            cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     else:
         cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
 

@@ -62,7 +62,7 @@ def fetch_weights(arch: str, out: str | Path, local: str | Path | None = None) -
     out = Path(out)
     if out.is_file():
         _check_cached(arch, out)
-        return f'already at {out}'
+        return 'an earlier fetch'
     if local is not None:
         trunk = build_trunk(arch)
         load_trunk_weights(trunk, arch, str(local))
@@ -88,12 +88,12 @@ def _fetch(arch: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def _from_hub(arch: str) -> tuple[str, dict[str, Tensor]]:
-    cfg = timm.create_model(arch).pretrained_cfg
-    if cfg.get('hf_hub_id'):
-        HfApi().model_info(cfg['hf_hub_id'], timeout=10)  # one quick question: timm's own client retries for a minute
+    cfg = timm.get_pretrained_cfg(arch)
+    if cfg is not None and cfg.hf_hub_id:
+        HfApi().model_info(cfg.hf_hub_id, timeout=10)  # one quick question: timm's own client retries for a minute
     trunk = build_trunk(arch)
     load_trunk_weights(trunk, arch, True)
-    return f"timm's hub ({cfg.get('hf_hub_id') or cfg.get('url')})", trunk.state_dict()
+    return "timm's hub", trunk.state_dict()
 
 
 def _from_wheel(arch: str) -> tuple[str, dict[str, Tensor]]:
