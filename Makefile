@@ -5,7 +5,7 @@ RUN := work_dirs/davpt_upernet_miniscenes
 CONFIG := configs/davpt_upernet_miniscenes.py
 WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 
-.PHONY: train test lint format clean
+.PHONY: train test test-upstream lint format clean
 
 train: .venv/installed $(WEIGHTS)
 	$(BIN)/python tools/train.py $(CONFIG)
@@ -13,6 +13,10 @@ train: .venv/installed $(WEIGHTS)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# The same tests on upstream's mmsegmentation 1.2.2.
+test-upstream: .venv-upstream/installed
+	.venv-upstream/bin/python -m pytest -n 2 --dist loadscope
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -35,5 +39,11 @@ $(WEIGHTS): | .venv/installed
 	$(BIN)/python -m pip install -r requirements/dev.txt
 	touch $@
 
+.venv-upstream/installed: requirements/upstream.txt requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv .venv-upstream
+	.venv-upstream/bin/python -m pip install -r requirements/upstream.txt -r requirements/dev.txt
+	.venv-upstream/bin/python -m pip install --no-deps -e .
+	touch $@
+
 clean:
-	rm -rf .venv work_dirs data/miniscenes
+	rm -rf .venv .venv-upstream work_dirs data/miniscenes
