@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import sys
 import types
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -29,11 +30,32 @@ def installed(distribution: str) -> bool:
 
 
 def apply() -> None:
-    """Apply the shims that this environment needs. Idempotent."""
+    """Apply the shims that this environment needs. Idempotent.
+
+    Raises:
+        ImportError: OpenMMLab is missing.
+    """
+    _require_openmmlab()
     _repair_torchvision()
     _name_mmseg_fork()
     _stub_mmcv_ops()
     _allow_upstream_checkpoints()
+
+
+def _require_openmmlab() -> None:
+    """Say what to install: no requirement of the package can, as two distributions serve each of these names."""
+    missing = [name for name in ('mmengine', 'mmcv', 'mmseg') if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'mmseg_davpt needs {", ".join(missing)}: pip install -r requirements.txt (the maintained fork), or '
+            'requirements/upstream.txt'
+        )
+    for name in ('mmengine', 'mmcv', 'mmsegmentation'):
+        if installed(name) and installed(f'onedl-{name}'):
+            warnings.warn(
+                f'{name} and onedl-{name} are both installed and overwrite each other: uninstall both, install one',
+                stacklevel=3,
+            )
 
 
 def _repair_torchvision() -> None:

@@ -1,0 +1,59 @@
+"""Shims act where they are needed, and only there."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from mmseg_davpt import compat
+
+
+def python(code):
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_timm_and_mmseg_import_after_us():
+    """On a CPU build of torch, `import timm` alone dies of torchvision."""
+    python('import mmseg_davpt, timm, torchvision, mmseg.models, mmengine.runner')
+
+
+def test_half_imported_torchvision_is_mended():
+    """Something imported torchvision before us, and swallowed its error."""
+    python('try:\n import torchvision\nexcept RuntimeError: pass\nimport mmseg_davpt, timm')
+
+
+def test_mmseg_base_configs_are_found(tmp_path):
+    (tmp_path / 'c.py').write_text("_base_ = 'mmseg::_base_/schedules/schedule_20k.py'")
+    code = (
+        f"import mmseg_davpt; from mmengine.config import Config; print(Config.fromfile('{tmp_path}/c.py').train_cfg)"
+    )
+    assert '20000' in python(code)
+
+
+def test_applying_twice_is_harmless():
+    libraries = len(compat._libraries)
+    compat.apply()
+    assert len(compat._libraries) == libraries
+
+
+def test_nothing_is_defined_where_torchvision_works(monkeypatch):
+    monkeypatch.setattr(torch.library, 'Library', lambda *_: pytest.fail('not needed'))
+    compat._repair_torchvision()  # it was mended, or whole, at import
+
+
+def test_missing_openmmlab_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *a: None if name == 'mmcv' else find(name, *a))
+    with pytest.raises(ImportError, match=r'needs mmcv: pip install -r requirements\.txt'):
+        compat.apply()
+
+
+def test_both_stacks_at_once_are_named(monkeypatch):
+    monkeypatch.setattr(compat, 'installed', lambda name: True)
+    with pytest.warns(UserWarning, match='mmengine and onedl-mmengine are both installed'):
+        compat._require_openmmlab()
