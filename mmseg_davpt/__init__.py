@@ -5,7 +5,8 @@ from . import compat
 compat.apply()  # before anything imports torchvision, mmseg, or builds a Runner
 
 # ruff: noqa: E402
-from . import datasets, engine
+from . import datasets
+from .engine import PromptAssignmentHook
 from .guidance import MetricGuidance, ProxyAnchorLoss, class_prototypes, patch_label_shares
 from .models import PromptedEncoderDecoder, PromptedViT
 from .trunks import WeightsError
@@ -14,6 +15,7 @@ from .version import __version__
 
 __all__ = [
     'MetricGuidance',
+    'PromptAssignmentHook',
     'PromptedEncoderDecoder',
     'PromptedViT',
     'ProxyAnchorLoss',
@@ -23,7 +25,6 @@ __all__ = [
     'class_prototypes',
     'count_parameters',
     'datasets',
-    'engine',
     'format_report',
     'patch_label_shares',
 ]

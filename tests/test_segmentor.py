@@ -205,7 +205,9 @@ def test_stock_segmentor_takes_the_backbone(head):
     [
         (dict(sample_space='values'), {}, 'sample_space'),
         (dict(prompt_space='attn_out'), {}, 'prompt_space'),
+        (dict(proto_space='values'), {}, 'proto_space'),
         (dict(weight_patch=-1), {}, 'weights'),
+        (dict(blocks=()), {}, 'empty'),
         (dict(blocks=(6,)), {}, r'guidance\.blocks'),
         (dict(blocks=(2,)), dict(prompts=dict(num=2, blocks=(5,))), r'prompted \(deep\) are \[5\]'),
         ({}, dict(tuning='vpt_shallow'), 'are none'),

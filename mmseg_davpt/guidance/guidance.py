@@ -42,16 +42,14 @@ class MetricGuidance(nn.Module):
         weight_patch: Weight ``beta`` of the first term; 0 leaves it out.
         weight_proto: Weight ``lambda`` of the second term; 0 leaves it out.
         sample_space: Where the first term's samples live: ``attn_out | query | key | token``.
-        proto_space: Where the second term's samples live: the same choice.
         prompt_space: Where the prompts live: ``query | key | token``. A prompt's query never reaches the trunk's
             output, its key does: ``query`` samples against ``key`` prompts move the real attention weights.
+        proto_space: Where the second term's samples live: the choice of ``sample_space``.
         alpha: Sharpness of :class:`ProxyAnchorLoss`.
         margin: Margin of :class:`ProxyAnchorLoss`.
-        prompt_counts: Prompts of each block; the segmentor takes it from the backbone.
-        embed_dims: Width of the tokens; likewise.
 
     Raises:
-        ValueError: An unknown space, a block without prompts, a negative weight.
+        ValueError: An unknown space, no block, a negative weight.
     """
 
     def __init__(
@@ -61,41 +59,51 @@ class MetricGuidance(nn.Module):
         weight_patch: float = 0.05,
         weight_proto: float = 0.05,
         sample_space: str = 'attn_out',
-        proto_space: str = 'query',
         prompt_space: str = 'query',
+        proto_space: str = 'query',
         alpha: float = 32.0,
         margin: float = 0.1,
-        *,
-        prompt_counts: Sequence[int],
-        embed_dims: int,
     ) -> None:
         super().__init__()
         for key, space, known in (
             ('sample_space', sample_space, SAMPLE_SPACES),
-            ('proto_space', proto_space, SAMPLE_SPACES),
             ('prompt_space', prompt_space, PROMPT_SPACES),
+            ('proto_space', proto_space, SAMPLE_SPACES),
         ):
             if space not in known:
                 raise ValueError(f'guidance.{key}={space!r}: expected one of {known}')
         if weight_patch < 0 or weight_proto < 0:
             raise ValueError(f'guidance: weights {weight_patch}, {weight_proto}: expected numbers >= 0')
+        if not blocks:
+            raise ValueError('guidance.blocks is empty: name a block, or leave the guidance out')
+        self.num_classes, self.blocks = num_classes, tuple(blocks)
+        self.weight_patch, self.weight_proto = weight_patch, weight_proto
+        self.sample_space, self.prompt_space, self.proto_space = sample_space, prompt_space, proto_space
+        self.metric = ProxyAnchorLoss(alpha, margin)
+        self.assignments = nn.ModuleList()
+        self._looked = False
+
+    def bind(self, prompt_counts: Sequence[int], embed_dims: int) -> None:
+        """Make the state of the guided blocks; the segmentor calls this once, before anything is loaded.
+
+        Args:
+            prompt_counts: Prompts of each block of the backbone.
+            embed_dims: Width of its tokens.
+
+        Raises:
+            ValueError: A guided block has no prompts of its own.
+        """
         depth = len(prompt_counts)
-        for block in blocks:
+        for block in self.blocks:
             if not -depth <= block < depth or not prompt_counts[block]:
                 prompted = [index for index, count in enumerate(prompt_counts) if count]
                 raise ValueError(
-                    f'guidance.blocks={tuple(blocks)}: block {block} has no prompts of its own; prompted (deep) are '
+                    f'guidance.blocks={self.blocks}: block {block} has no prompts of its own; prompted (deep) are '
                     f'{prompted or "none"}'
                 )
-        self.num_classes = num_classes
-        self.blocks = tuple(sorted({block % depth for block in blocks}))
-        self.weight_patch, self.weight_proto = weight_patch, weight_proto
-        self.sample_space, self.proto_space, self.prompt_space = sample_space, proto_space, prompt_space
-        self.metric = ProxyAnchorLoss(alpha, margin)
-        self.assignments = nn.ModuleList(
-            PromptAssignment(num_classes, prompt_counts[block], embed_dims) for block in self.blocks
-        )
-        self._looked = False
+        self.blocks = tuple(sorted({block % depth for block in self.blocks}))
+        for block in self.blocks:
+            self.assignments.append(PromptAssignment(self.num_classes, prompt_counts[block], embed_dims))
 
     @property
     def enabled(self) -> bool:
@@ -119,7 +127,7 @@ class MetricGuidance(nn.Module):
         self._look_for_assignment()
         terms: dict[str, list[Tensor]] = {'loss_guide_patch': [], 'loss_guide_proto': []}
         labels = torch.arange(self.num_classes, device=shares.device).expand(len(shares), -1)
-        for block, part in zip(self.blocks, self.assignments):
+        for block, part in zip(self.blocks, self.assignments, strict=True):
             tap = taps[block]
             samples, present = self._collect(part, tap, shares)
             with torch.autocast(shares.device.type, enabled=False):
@@ -140,7 +148,7 @@ class MetricGuidance(nn.Module):
     @torch.no_grad()
     def collect(self, taps: Mapping[int, Tap], shares: Tensor) -> None:
         """Collect the class means alone, before training."""
-        for block, part in zip(self.blocks, self.assignments):
+        for block, part in zip(self.blocks, self.assignments, strict=True):
             self._collect(part, taps[block], shares)
 
     def _collect(self, part: PromptAssignment, tap: Tap, shares: Tensor) -> tuple[Tensor, Tensor]:

@@ -38,10 +38,8 @@ class PromptedEncoderDecoder(EncoderDecoder):
         if guidance is not None:
             if not isinstance(self.backbone, PromptedViT):
                 raise TypeError(f'guidance needs a PromptedViT backbone, not {type(self.backbone).__name__}')
-            self.guidance = MODELS.build(
-                {'type': 'MetricGuidance', 'num_classes': self.num_classes, **guidance},
-                default_args=dict(prompt_counts=self.backbone.prompt_counts, embed_dims=self.backbone.embed_dims),
-            )
+            self.guidance = MODELS.build({'type': 'MetricGuidance', 'num_classes': self.num_classes, **guidance})
+            self.guidance.bind(self.backbone.prompt_counts, self.backbone.embed_dims)
             if self.guidance.num_classes != self.num_classes:
                 raise ValueError(
                     f'guidance.num_classes={self.guidance.num_classes}, decode_head.num_classes={self.num_classes}'
