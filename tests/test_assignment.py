@@ -64,6 +64,20 @@ def test_warm_start_keeps_prompts(seed):
     assert (first[0] == second[0]).all()
 
 
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_common_drift_does_not_collapse_the_clusters(seed):
+    """All features move together, as when prompts join: far from the old centroids, but in the old clusters."""
+    rng = np.random.default_rng(seed)
+    means, _ = clusters(rng, [3, 2, 4, 3])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    seen = np.ones(12, bool)
+    first = assign_classes(means, seen, *fresh(12, 4), seed=0)
+    offset = rng.standard_normal(D)
+    moved, _ = assign_classes(means + 2 * offset / np.linalg.norm(offset), seen, *first, seed=0)
+    assert (moved == first[0]).all()
+
+
 def test_no_more_classes_than_prompts():
     """One class a prompt, kept for good; newcomers take free prompts; the rest stay free."""
     rng = np.random.default_rng(0)
@@ -135,17 +149,23 @@ class TestBuffers:
         both.collect(torch.cat([prototypes, more]), torch.cat([mass, weight]))
         torch.testing.assert_close(part.class_means, both.class_means)
 
-    def test_refresh_keeps_the_means_and_counts_changes(self):
+    def test_refresh_keeps_the_means(self):
         part, _, _ = self.filled()
         means = part.class_means.clone()
         assert part.refresh(seed=0) == 0  # nobody had a prompt before
         torch.testing.assert_close(part.class_means, means)
         assert part.assignment[5] == -1
         assert sum(part.cluster_sizes()) == 5
+
+    def test_changes_are_counted(self):
+        means, _ = clusters(np.random.default_rng(0), [3, 3])
+        part = PromptAssignment(6, 2, D)
+        part.collect(torch.from_numpy(means).float().unsqueeze(0), torch.ones(1, 6))
+        part.refresh(seed=0)
         settled = part.assignment.clone()
-        part.assignment[1] = (settled[1] + 1) % 3
-        part.assignment[3] = (settled[3] + 1) % 3
-        assert part.refresh(seed=0) == 2  # back to where the centroids say
+        assert part.refresh(seed=0) == 0
+        part.assignment[4] = 1 - settled[4]
+        assert part.refresh(seed=0) == 1  # back to its cluster
         assert torch.equal(part.assignment, settled)
 
     def test_everything_is_saved(self):

@@ -101,8 +101,10 @@ def assign_classes(
     """Spherical k-means of class means into as many clusters as there are prompts; cluster ``k`` is prompt ``k``.
 
     No more classes than prompts: one class a prompt, kept once given, the other prompts stay free. Otherwise the last
-    centroids are the start, which keeps a cluster on its prompt; a cluster that no class is nearest to keeps its
-    centroid. scikit-learn's k-means runs on unit vectors, where squared distance is ``2 - 2 cos``.
+    clusters are the start, which keeps a cluster on its prompt: their centroids over today's means, because features
+    drift together while the prompts learn, and yesterday's centroids would all be far, one of them nearest to most. A
+    cluster without classes keeps its centroid. scikit-learn's k-means runs on unit vectors, where squared distance is
+    ``2 - 2 cos``.
 
     Args:
         means: Class means, ``(C, D)``.
@@ -126,6 +128,10 @@ def assign_classes(
     else:
         if not centroids.any(axis=1).all():  # the first clustering, or the first with more classes than prompts
             centroids = _first_centroids(rows, centroids, seed)
+        else:
+            last = assignment[classes]
+            for prompt in np.unique(last[last >= 0]):
+                centroids[prompt] = normalize(rows[last == prompt].mean(axis=0, keepdims=True))
         nearest = (rows @ centroids.T).argmax(axis=1)
         occupied = np.unique(nearest)
         kmeans = KMeans(n_clusters=len(occupied), init=centroids[occupied], n_init=1).fit(rows)
