@@ -149,6 +149,15 @@ class TestBuffers:
         both.collect(torch.cat([prototypes, more]), torch.cat([mass, weight]))
         torch.testing.assert_close(part.class_means, both.class_means)
 
+    def test_sums_are_float32_under_autocast(self):
+        """A training step collects inside autocast; fp16 would overflow, bf16 would keep three digits."""
+        part, prototypes, mass = self.filled()
+        low = PromptAssignment(6, 3, D)
+        with torch.autocast('cpu', torch.bfloat16):
+            low.collect(prototypes, mass)
+        assert low.sums.dtype == torch.float32
+        torch.testing.assert_close(low.sums, part.sums)
+
     def test_refresh_keeps_the_means(self):
         part, _, _ = self.filled()
         means = part.class_means.clone()

@@ -52,7 +52,8 @@ class PromptAssignment(nn.Module):
             mass: Number of patches behind each prototype, ``(B, C)``; 0 for absent classes.
         """
         prototypes, mass = prototypes.to(self.sums.dtype), mass.to(self.sums.dtype)
-        batch = torch.cat([torch.einsum('bc,bcd->cd', mass, prototypes), mass.sum(dim=0).unsqueeze(1)], dim=1)
+        weighted = (mass.unsqueeze(-1) * prototypes).sum(dim=0)  # no product of matrices: autocast would lower it
+        batch = torch.cat([weighted, mass.sum(dim=0).unsqueeze(1)], dim=1)
         all_reduce(batch)
         self.sums += batch[:, :-1]
         self.weights += batch[:, -1]

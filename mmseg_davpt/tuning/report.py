@@ -53,7 +53,7 @@ def format_report(model: nn.Module) -> str:
     rows = [('part', 'tuned', 'all', '% of trunk', '% of model')]
 
     def add(part: str, tuned: int, every: int) -> None:
-        share = f'{100 * tuned / trunk:.3f}' if trunk and part not in ('neck', 'heads', 'other') else '-'
+        share = f'{100 * tuned / trunk:.3f}' if trunk and part not in ('neck', 'heads', 'other', 'total') else '-'
         rows.append((part, f'{tuned:,}', f'{every:,}', share, f'{100 * tuned / whole:.3f}'))
 
     for part in PARTS:
@@ -62,7 +62,6 @@ def format_report(model: nn.Module) -> str:
     backbone = [counts[part] for part in PARTS[:4]]
     add('backbone', sum(tuned for tuned, _ in backbone), sum(every for _, every in backbone))
     add('total', sum(tuned for tuned, _ in counts.values()), whole)
-    rows[-1] = (*rows[-1][:3], '-', rows[-1][4])
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
         '  '.join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]) for row in rows
