@@ -1,6 +1,7 @@
 """Slow, literal references: what the fast code is held against. Nothing here calls the package's own maths."""
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,23 +10,41 @@ import torch
 def vpt_deep(trunk, prompts, x, indices, norm=True):
     """VPT-Deep word for word: blocks run on [prefix, prompts, patches], prompt outputs are thrown away.
 
+    timm's own forward does everything else. Prompts have no position: rotary attention is told that the prefix is
+    longer, and a table of relative positions gets zeros for them.
+
     prompts: block -> (M, D). Returns the maps of timm's forward_intermediates.
     """
-    b, _, height, width = x.shape
-    prefix = trunk.num_prefix_tokens
-    x = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(x))))
-    taps = []
-    for index, block in enumerate(trunk.blocks):
-        if index in prompts:
-            p = prompts[index]
-            x = block(torch.cat([x[:, :prefix], p.expand(b, -1, -1), x[:, prefix:]], dim=1))
-            x = torch.cat([x[:, :prefix], x[:, prefix + len(p) :]], dim=1)
-        else:
-            x = block(x)
-        if index in indices:
-            taps.append(trunk.norm(x) if norm else x)
-    h, w = (math.ceil(s / p) for s, p in zip((height, width), trunk.patch_embed.patch_size))
-    return [t[:, prefix:].transpose(1, 2).reshape(b, -1, h, w) for t in taps]
+    prefix, handles = trunk.num_prefix_tokens, []
+    for index, p in prompts.items():
+        block, end = trunk.blocks[index], prefix + len(p)
+
+        def join(_, args, p=p):
+            return (torch.cat([args[0][:, :prefix], p.expand(len(args[0]), -1, -1), args[0][:, prefix:]], dim=1),)
+
+        def leave(_, args, out, end=end):
+            return torch.cat([out[:, :prefix], out[:, end:]], dim=1)
+
+        handles += [block.register_forward_pre_hook(join), block.register_forward_hook(leave)]
+        if hasattr(block.attn, 'num_prefix_tokens'):
+            block.attn.num_prefix_tokens = end
+        if getattr(block.attn, 'relative_position_bias_table', None) is not None:
+            block.attn._get_rel_pos_bias = partial(_without_positions, block.attn._get_rel_pos_bias, prefix, len(p))
+    try:
+        return trunk.forward_intermediates(x, indices=list(indices), norm=norm, intermediates_only=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _without_positions(bias, prefix, m):
+    """A relative position bias (1, H, N, N) with rows and columns of zeros for m prompts behind the prefix."""
+    own = bias()
+    n = own.shape[-1]
+    rows = [*range(prefix), *range(prefix + m, n + m)]
+    wide = own.new_zeros(1, own.shape[1], n + m, n + m)
+    wide[:, :, torch.tensor(rows)[:, None], torch.tensor(rows)] = own
+    return wide
 
 
 def vpt_shallow(trunk, prompts, x, indices):

@@ -12,9 +12,9 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..prompts import BlockTap, PromptedAttention, Prompts, carry_prompts
-from ..trunks import WeightsError, build_trunk, load_trunk_weights, resolve_blocks
-from ..tuning import SplitBias, apply_policy, resolve_policy, train_tuned_parts, tuned_names
+from ..prompts import BlockTap, CarriedPrompts, PromptedAttention, Prompts
+from ..trunks import WeightsError, bias_home, build_trunk, load_trunk_weights, resolve_blocks
+from ..tuning import apply_policy, resolve_policy, train_tuned_parts, tuned_names
 
 
 @MODELS.register_module()
@@ -95,17 +95,19 @@ class PromptedViT(BaseModule):
         self.biases = nn.ModuleDict()
         if policy.split_bias:
             for index in range(self.depth):
-                self.biases[str(index)] = SplitBias(self.trunk.blocks[index].attn.attn_dim, policy.split_bias)
+                # Offsets of the trunk's own biases: zero at first, so that they need no loaded weights.
+                zeros = {part: nn.Parameter(torch.zeros(self.embed_dims)) for part in policy.split_bias}
+                self.biases[str(index)] = nn.ParameterDict(zeros)
         self._attentions: dict[int, PromptedAttention] = {}
         deep = self.prompts is not None and self.prompts.kind == 'deep'
         for index in range(self.depth):
             own = self.prompts if deep and index in self.prompts.blocks else None
-            bias = self.biases[str(index)] if policy.split_bias else None
-            if own is not None or bias is not None:
+            biases = self.biases[str(index)] if policy.split_bias else {}
+            if own is not None or biases:
                 block = self.trunk.blocks[index]
-                self._attentions[index] = PromptedAttention(block, index, own, bias, self.num_prefix_tokens)
+                self._attentions[index] = PromptedAttention(block, index, own, biases, self.num_prefix_tokens)
         if self.prompts is not None and not deep:
-            carry_prompts(self.trunk.blocks[0], self.prompts)
+            CarriedPrompts(self.trunk, self.prompts)
 
     @property
     def prompt_counts(self) -> list[int]:
@@ -125,11 +127,14 @@ class PromptedViT(BaseModule):
 
         Raises:
             WeightsError: In training, if nobody loaded the trunk.
+            ValueError: Larger than ``img_size``, for a trunk of one size (BEiT).
             RuntimeError: In training, if prompts that start as prototypes were given none.
         """
         if self.training:
             self.require_weights()
             self._require_prototypes()
+        image = x.shape[-2:]
+        x = self._fill_up(x)
         h, w = self.trunk.patch_embed.dynamic_feat_size(x.shape[-2:])
         tokens = self.trunk.forward_intermediates(
             x,
@@ -139,8 +144,22 @@ class PromptedViT(BaseModule):
             output_fmt='NLC',
             intermediates_only=True,
         )
-        maps = [t[:, : h * w].transpose(1, 2).unflatten(2, (h, w)) for t in tokens]  # shallow prompts stand behind
-        return tuple(_crop_to_image(m, x.shape[-2:], self.patch_size) for m in maps)
+        maps = [t[:, -h * w :].transpose(1, 2).unflatten(2, (h, w)) for t in tokens]  # shallow prompts stand before
+        return tuple(_crop_to_image(m, image, self.patch_size) for m in maps)
+
+    def _fill_up(self, x: Tensor) -> Tensor:
+        """Images as large as a trunk of one size (BEiT) wants them; zeros to the right and below."""
+        if not self.trunk.patch_embed.strict_img_size:
+            return x
+        height, width = self.trunk.patch_embed.img_size
+        right, below = width - x.shape[-1], height - x.shape[-2]
+        if min(right, below) < 0 or (self.training and max(right, below) > 0):
+            raise ValueError(
+                f'{self.arch} got {x.shape[-2]}x{x.shape[-1]} pixels, but its table of relative positions is made for '
+                f'{height}x{width}: train on crops of that size, test with test_cfg=dict(mode="slide", crop_size='
+                f'({height}, {width}), ...), or set img_size'
+            )
+        return F.pad(x, (0, right, 0, below))
 
     @contextmanager
     def tap(self, blocks: Sequence[int]) -> Iterator[dict[int, BlockTap]]:
@@ -156,7 +175,7 @@ class PromptedViT(BaseModule):
 
     @contextmanager
     def without_prompts(self) -> Iterator[None]:
-        """While open, the trunk runs as if it had no prompts."""
+        """While open, the trunk runs as if it had no (deep) prompts."""
         if self.prompts is None:
             yield
             return
@@ -206,10 +225,12 @@ class PromptedViT(BaseModule):
 
     @torch.no_grad()
     def merged_trunk(self) -> dict[str, Tensor]:
-        """The trunk's tensors under timm's names, with the split biases merged back into ``qkv.bias``."""
+        """The trunk's tensors under timm's names, with the tuned offsets merged into its biases."""
         state = {name: tensor.clone() for name, tensor in self.trunk.state_dict().items()}
-        for index, bias in self.biases.items():
-            state[f'blocks.{index}.attn.qkv.bias'] += bias()
+        for index, offsets in self.biases.items():
+            for part, offset in offsets.items():
+                name, rows = bias_home(self.trunk.blocks[int(index)].attn, part)
+                state[f'blocks.{index}.attn.{name}'][rows] += offset
         return state
 
 

@@ -1,6 +1,6 @@
 """What this project adds inside the trunk."""
 
-from .attention import BlockTap, PromptedAttention, carry_prompts
+from .attention import BlockTap, CarriedPrompts, PromptedAttention
 from .prompts import Prompts
 
-__all__ = ['BlockTap', 'PromptedAttention', 'Prompts', 'carry_prompts']
+__all__ = ['BlockTap', 'CarriedPrompts', 'PromptedAttention', 'Prompts']

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
+from ..trunks import QKV, projection
 from .prompts import Prompts
 
 
@@ -32,7 +32,7 @@ class BlockTap:
 
 
 class PromptedAttention:
-    """Takes the place of ``forward`` in one timm ``Attention``, whose parameters it uses and never copies.
+    """Takes the place of ``forward`` in one attention module of timm, whose parameters it uses and never copies.
 
     VPT-Deep lets prompts attend too and drops their outputs after the block. Nothing reads those outputs, so the
     block equals attention in which the prompts are ``M`` more keys and values, the same for every image:
@@ -40,100 +40,151 @@ class PromptedAttention:
         K_p, V_p = heads(W_k LN1(P) + b_k), heads(W_v LN1(P) + b_v)
         out      = softmax(Q [K_p; K]^T / sqrt(d)) [V_p; V]
 
+    Prompts have no position: rotary codes turn the patches' queries and keys only, and a relative position bias
+    (BEiT) is zero between a query and a prompt.
+
     Args:
         block: The pre-norm block; its ``attn.forward`` is replaced.
         index: Index of the block, to look up its prompts.
         prompts: The trunk's prompts, or ``None`` if this block has none.
-        bias: Tuned offsets of the q, k and v biases, a module that returns ``(3 D,)``, or ``None``.
+        biases: Tuned offsets ``(D,)`` of its projections' biases, by ``'q'``, ``'k'``, ``'v'``; may be empty.
         num_prefix_tokens: Class token and registers, which are no patches.
     """
 
     def __init__(
-        self, block: Block, index: int, prompts: Prompts | None, bias: nn.Module | None, num_prefix_tokens: int
+        self,
+        block: nn.Module,
+        index: int,
+        prompts: Prompts | None,
+        biases: Mapping[str, Tensor],
+        num_prefix_tokens: int,
     ) -> None:
-        self.block, self.index, self.prompts, self.bias = block, index, prompts, bias
+        self.block, self.index, self.prompts, self.biases = block, index, prompts, biases
         self.num_prefix_tokens = num_prefix_tokens
         self.taps: dict[int, BlockTap] | None = None
-        self._cache: tuple[tuple, Tensor] | None = None
+        self._cache: tuple[tuple, tuple[Tensor, Tensor]] | None = None
         block.attn.forward = self
 
-    def __call__(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        rope: Tensor | None = None,
+        shared_rel_pos_bias: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
         """Attention over ``x``, shape ``(B, T + N, D)``, already through ``LN1``; returns the same shape."""
         if attn_mask is not None or is_causal:
             raise NotImplementedError('prompts join full attention only: no attn_mask, no is_causal')
-        attn, width = self.block.attn, self.block.attn.attn_dim
-        weight_q, weight_kv = attn.qkv.weight.split([width, 2 * width])
-        bias_q, bias_kv = _split(self._qkv_bias(), width)
-        # Apart, because a fused output would stay alive for backward beside the concatenated keys and values.
-        q = F.linear(x, weight_q, bias_q)
-        kv = F.linear(x, weight_kv, bias_kv)
+        attn = self.block.attn
+        # Each apart, because a fused output would stay alive for backward beside the concatenated keys and values.
+        q, k, v = (self._heads(self.project(x, part)) for part in QKV)
+        q, k = self._norm('q_norm', q), self._norm('k_norm', k)
+        if rope is not None:
+            q, k = (self._rotate(tokens, rope).type_as(v) for tokens in (q, k))
+        bias = _position_bias(attn, shared_rel_pos_bias)
         prompts = None
         if self.prompts is not None and self.prompts.enabled:
-            prompts, kv_prompts = self._project_prompts(weight_kv, bias_kv, x.device.type)
-            kv = torch.cat([kv_prompts.to(kv.dtype).expand(len(x), -1, -1), kv], dim=1)
-        q = q.unflatten(-1, (attn.num_heads, attn.head_dim)).transpose(1, 2)
-        k, v = kv.unflatten(-1, (2, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
+            prompts, k_prompts, v_prompts = self._project_prompts(x.device.type)
+            k = torch.cat([k_prompts.to(k.dtype).expand(len(x), -1, -1, -1), k], dim=2)
+            v = torch.cat([v_prompts.to(v.dtype).expand(len(x), -1, -1, -1), v], dim=2)
+            bias = None if bias is None else F.pad(bias, (k_prompts.shape[-2], 0))
         dropout = attn.attn_drop.p if attn.training else 0.0
-        out = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v, dropout_p=dropout)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         out = out.transpose(1, 2).flatten(2)
         if self.taps is not None:
             self._tap(x, out, prompts)
-        out = attn.norm(out)
-        if attn.gate is not None:
+        out = self._norm('norm', out)
+        if getattr(attn, 'gate', None) is not None:
             out = out * attn.gate(x).sigmoid()
         return attn.proj_drop(attn.proj(out))
 
-    def _qkv_bias(self) -> Tensor | None:
-        bias = self.block.attn.qkv.bias
-        return bias if self.bias is None else bias + self.bias()
+    def project(self, x: Tensor, part: str) -> Tensor:
+        """``W x + b`` of one projection (``'q'``, ``'k'``, ``'v'``), shape ``(..., D)``, not yet split into heads."""
+        weight, bias = projection(self.block.attn, part)
+        if part in self.biases:
+            bias = bias + self.biases[part]
+        return F.linear(x, weight, bias)
 
-    def _project_prompts(self, weight: Tensor, bias: Tensor | None, device: str) -> tuple[Tensor | None, Tensor]:
-        """``LN1(P)`` and ``[K_p, V_p]``, ``(M, D)`` and ``(M, 2 D)``. Constants in eval mode: computed once."""
+    def _heads(self, x: Tensor) -> Tensor:
+        """``(..., N, D)`` -> ``(..., H, N, d)``."""
+        return x.unflatten(-1, (self.block.attn.num_heads, -1)).transpose(-3, -2)
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        """A norm that not every attention of timm has."""
+        norm = getattr(self.block.attn, name, None)
+        return x if norm is None else norm(x)
+
+    def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
+        """Rotary position codes on the patches of ``x``, shape ``(B, H, T + N, d)``."""
+        attn = self.block.attn
+        prefix, patches = x[:, :, : attn.num_prefix_tokens], x[:, :, attn.num_prefix_tokens :]
+        return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=attn.rotate_half)], dim=2)
+
+    def _project_prompts(self, device: str) -> tuple[Tensor | None, Tensor, Tensor]:
+        """``LN1(P)``, ``K_p``, ``V_p``: ``(M, D)`` and twice ``(H, M, d)``. Constants in eval mode: computed once."""
         if self.prompts.training or torch.is_grad_enabled() or self.taps is not None or torch.compiler.is_compiling():
             prompts = self.block.norm1(self.prompts(self.index))
-            return prompts, F.linear(prompts, weight, bias)
+            return prompts, *self._keys_and_values(prompts)
         amp = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         sources = [
             self.prompts.tokens[str(self.index)],
             *self.block.norm1.parameters(),
-            *self.block.attn.qkv.parameters(),
+            *self.block.attn.parameters(),
+            *self.biases.values(),
         ]
-        if self.bias is not None:
-            sources += self.bias.parameters()
         key = (amp, *((source.data_ptr(), source._version, source.dtype) for source in sources))
         if self._cache is None or self._cache[0] != key:
-            self._cache = key, F.linear(self.block.norm1(self.prompts(self.index)), weight, bias)
-        return None, self._cache[1]
+            self._cache = key, self._keys_and_values(self.block.norm1(self.prompts(self.index)))
+        return None, *self._cache[1]
+
+    def _keys_and_values(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = (self._heads(self.project(prompts, part)) for part in 'kv')
+        return self._norm('k_norm', k), v
 
     def _tap(self, x: Tensor, out: Tensor, prompts: Tensor | None) -> None:
         prefix = self.num_prefix_tokens
         if prompts is None:  # the assignment's warm-up looks at the trunk alone
             prompts = self.block.norm1(self.prompts(self.index))
-        self.taps[self.index] = BlockTap(out[:, prefix:], x[:, prefix:], prompts, partial(_project, self))
+        self.taps[self.index] = BlockTap(out[:, prefix:], x[:, prefix:], prompts, self._project_to)
+
+    def _project_to(self, x: Tensor, to: str) -> Tensor:
+        return self.project(x, {'query': 'q', 'key': 'k'}[to])
 
 
-def _project(attention: PromptedAttention, x: Tensor, to: str) -> Tensor:
-    """``W_q x + b_q`` or ``W_k x + b_k``, shape ``(..., D)``, before the split into heads."""
-    width, part = attention.block.attn.attn_dim, ('query', 'key').index(to)
-    bias = attention._qkv_bias()
-    rows = slice(part * width, (part + 1) * width)
-    return F.linear(x, attention.block.attn.qkv.weight[rows], None if bias is None else bias[rows])
+def _position_bias(attn: nn.Module, shared: Tensor | None) -> Tensor | None:
+    """BEiT's relative position bias, ``(1, H, T + N, T + N)``: the block's own, the one that blocks share, or both."""
+    if getattr(attn, 'relative_position_bias_table', None) is None:
+        return shared
+    own = attn._get_rel_pos_bias()
+    return own if shared is None else own + shared
 
 
-def _split(bias: Tensor | None, width: int) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if bias is None else (bias[:width], bias[width:])
+class CarriedPrompts:
+    """VPT-Shallow: prompts join the tokens before the first block; later blocks carry them along.
 
+    They stand between prefix and patches, ``[prefix, P, patches]``. Rotary attention leaves as many tokens in front
+    alone as it is told.
 
-def carry_prompts(block: Block, prompts: Prompts) -> None:
-    """VPT-Shallow: join the prompts to the tokens before the first block; later blocks carry them along.
+    Args:
+        trunk: The trunk; its first block is hooked.
+        prompts: Shallow prompts.
 
-    They stand behind the patches, ``[prefix, patches, P]``: attention has no order, and the patches keep their place.
+    Raises:
+        ValueError: The attention looks positions up in a table that has none for prompts (BEiT).
     """
 
-    def append(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0]
-        if not prompts.enabled:
-            return args
-        return (torch.cat([x, prompts(0).to(x.dtype).expand(len(x), -1, -1)], dim=1), *args[1:])
+    def __init__(self, trunk: nn.Module, prompts: Prompts) -> None:
+        self.prompts, self.num_prefix_tokens = prompts, trunk.num_prefix_tokens
+        for block in trunk.blocks:
+            if hasattr(block.attn, 'relative_position_bias_table'):
+                raise ValueError('tuning: shallow prompts have no place in a table of relative positions: use vpt_deep')
+            if hasattr(block.attn, 'num_prefix_tokens'):
+                block.attn.num_prefix_tokens += len(prompts.tokens['0'])
+        trunk.blocks[0].register_forward_pre_hook(self)
 
-    block.register_forward_pre_hook(append)
+    def __call__(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Forward pre-hook of the first block: ``(B, T + N, D)`` tokens become ``(B, T + M + N, D)``."""
+        x, prefix = args[0], self.num_prefix_tokens
+        prompts = self.prompts(0).to(x.dtype).expand(len(x), -1, -1)
+        return (torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), *args[1:])

@@ -65,7 +65,7 @@ class Prompts(nn.Module):
                 f'prompts.num={num!r}: expected a number >= 1, or one for each of {len(self.blocks)} prompted blocks'
             )
         self.kind, self.init, self.dropout = kind, init, dropout
-        self.enabled = True  # off: the trunk runs as if it had no prompts
+        self.enabled = True  # off: blocks run as if they had no prompts of their own
         self.awaits_prototypes = init == 'prototype'
         self.tokens = nn.ParameterDict(
             {str(block): nn.Parameter(torch.empty(count, embed_dims)) for block, count in zip(self.blocks, counts)}

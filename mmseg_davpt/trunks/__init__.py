@@ -1,6 +1,15 @@
 """Pretrained Vision Transformers: what timm gives us."""
 
 from .build import build_trunk, resolve_blocks
+from .projections import QKV, bias_home, projection
 from .weights import WeightsError, load_trunk_weights
 
-__all__ = ['WeightsError', 'build_trunk', 'load_trunk_weights', 'resolve_blocks']
+__all__ = [
+    'QKV',
+    'WeightsError',
+    'bias_home',
+    'build_trunk',
+    'load_trunk_weights',
+    'projection',
+    'resolve_blocks',
+]

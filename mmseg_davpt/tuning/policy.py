@@ -6,12 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..trunks import resolve_blocks
-
-QKV = ('q', 'k', 'v')
+from ..trunks import QKV, bias_home, resolve_blocks
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class TuningPolicy:
         norm: Weights and biases of all norms.
         cls_token: The class token.
         blocks: ``'all'`` or indices of blocks that learn as a whole; the final norm goes with the last one.
-        stem: All before the blocks: patch embedding, position table, class token and registers.
+        stem: All but the blocks: patch embedding, position tables, class token and registers.
     """
 
     prompts: bool | str = False
@@ -106,16 +103,13 @@ def tuned_names(trunk: nn.Module, policy: TuningPolicy, depth: int, norm_taps: b
         chosen.update(names & used)
 
     if policy.bias == 'all':
-        choose("bias='all'", {name for name in used if name.endswith('.bias')})
+        choose("bias='all'", {name for name in used if _BIAS.search(name)})
     elif isinstance(policy.bias, str):
         raise ValueError(f"tuning: bias={policy.bias!r}: expected 'all' or a tuple such as ('k', 'v')")
     else:
         for part in policy.bias:
             if part in QKV:
-                if trunk.blocks[0].attn.qkv.bias is None:
-                    raise ValueError(
-                        f'tuning: bias={part!r} matches no parameter: the attention projection has no bias'
-                    )
+                _require_bias(trunk, part)
             else:
                 choose(f'bias={part!r}', {name for name in used if re.search(rf'\.{re.escape(part)}\.bias$', name)})
     if policy.norm:
@@ -135,7 +129,29 @@ def tuned_names(trunk: nn.Module, policy: TuningPolicy, depth: int, norm_taps: b
     return chosen
 
 
-_STEM = ('patch_embed', 'pos_embed', 'cls_token', 'reg_token', 'norm_pre')
+def _require_bias(trunk: nn.Module, part: str) -> None:
+    """A bias that the trunk does not have is not added: it could not be merged back."""
+    attn = trunk.blocks[0].attn
+    if bias_home(attn, part) is None:
+        has = [other for other in QKV if bias_home(attn, other) is not None]
+        raise ValueError(
+            f"tuning: bias={part!r} matches no parameter: of its attention's projections, this trunk has a bias for "
+            f'{", ".join(has) or "none"}'
+            + (' (a key bias changes nothing: tuning=dict(prompts=True, bias=("v",)) does the same)' if has else '')
+        )
+
+
+_BIAS = re.compile(r'(\.|\.[qv]_)bias$')
+_STEM = (
+    'patch_embed',
+    'pos_embed',
+    'cls_token',
+    'dist_token',
+    'reg_token',
+    'norm_pre',
+    'rope',  # mixed rotary frequencies
+    'rel_pos_bias',  # BEiT's shared table
+)
 
 
 def norm_parameters(module: nn.Module) -> set[str]:
@@ -172,22 +188,3 @@ def train_tuned_parts(trunk: nn.Module, mode: bool = True) -> None:
             parameters = list(part.parameters())
             if parameters and all(parameter.requires_grad for parameter in parameters):
                 part.train()
-
-
-class SplitBias(nn.Module):
-    """Tuned offsets ``d_q, d_k, d_v`` to a fused ``qkv.bias``: zero at first, so that they need no loaded weights.
-
-    Args:
-        width: Width ``D`` of one projection.
-        parts: Those of ``'q'``, ``'k'``, ``'v'`` that learn.
-    """
-
-    def __init__(self, width: int, parts: Sequence[str]) -> None:
-        super().__init__()
-        for part in parts:
-            self.register_parameter(part, nn.Parameter(torch.zeros(width)))
-        self.register_buffer('rest', torch.zeros(width), persistent=False)
-
-    def forward(self) -> Tensor:
-        """The offset of ``qkv.bias``, shape ``(3 D,)``."""
-        return torch.cat([getattr(self, part, self.rest) for part in QKV])

@@ -1,0 +1,86 @@
+"""The families of pretrained trunks, by the timm names that a user types; tests run each at a small width and depth."""
+
+from dataclasses import dataclass
+
+import timm
+from timm.models import beit
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of docs/backbones.md.
+
+    Attributes:
+        name: What people call it.
+        archs: timm names; the first is the one of the table, the others are further layouts of the same family.
+        key_bias: Whether its key projection has a bias of its own.
+        value_bias: Whether its value projection has one.
+        file: Whether its weights are no part of timm's hub and come as a file.
+    """
+
+    name: str
+    archs: tuple[str, ...]
+    key_bias: bool = True
+    value_bias: bool = True
+    file: bool = False
+
+
+FAMILIES = [
+    Family(
+        'ViT (augreg, ImageNet-21k)',
+        (
+            'vit_base_patch16_224.augreg_in21k',
+            'vit_small_patch16_224.augreg_in21k',
+            'vit_large_patch16_224.augreg_in21k',
+            'vit_base_patch8_224.augreg_in21k',
+            'vit_base_patch32_224.augreg_in21k',
+            'vit_huge_patch14_224.orig_in21k',
+        ),
+    ),
+    Family('DeiT', ('deit_base_patch16_224.fb_in1k', 'deit_base_distilled_patch16_224.fb_in1k')),
+    Family('DeiT III', ('deit3_base_patch16_224.fb_in22k_ft_in1k',)),
+    Family('DINO', ('vit_base_patch16_224.dino', 'vit_small_patch8_224.dino')),
+    Family('DINOv2', ('vit_base_patch14_dinov2.lvd142m', 'vit_giant_patch14_dinov2.lvd142m')),
+    Family('DINOv2, registers', ('vit_base_patch14_reg4_dinov2.lvd142m',)),
+    Family(
+        'DINOv3',
+        ('vit_base_patch16_dinov3.lvd1689m', 'vit_small_plus_patch16_dinov3.lvd1689m'),
+        key_bias=False,
+        value_bias=False,
+    ),
+    Family('DINOv3, biases of q and v', ('vit_base_patch16_dinov3_qkvb.lvd1689m',), key_bias=False),
+    Family('EVA-02', ('eva02_base_patch14_224.mim_in22k', 'eva02_small_patch14_224.mim_in22k'), key_bias=False),
+    Family('EVA-02 CLIP', ('eva02_base_patch16_clip_224.merged2b',), key_bias=False),
+    Family('MAE', ('vit_base_patch16_224.mae',)),
+    Family('MoCo v3', ('vit_base_patch16_224.dino',), file=True),  # the same architecture and statistics
+    Family('CLIP', ('vit_base_patch16_clip_224.openai', 'vit_base_patch16_clip_quickgelu_224.openai')),
+    Family('SigLIP', ('vit_base_patch16_siglip_224.webli', 'vit_base_patch16_siglip_512.v2_webli')),
+    Family('BEiT v2', ('beitv2_base_patch16_224.in1k_ft_in22k',), key_bias=False),
+    Family('BEiT', ('beit_base_patch16_224.in22k_ft_in22k',), key_bias=False),
+    Family('EVA', ('eva_large_patch14_196.in22k_ft_in22k_in1k',)),
+    Family('Perception Encoder', ('vit_pe_spatial_tiny_patch16_512.fb', 'vit_pe_core_tiny_patch16_384.fb')),
+    Family('RoPE-ViT, mixed', ('vit_base_patch16_rope_mixed_224.naver_in1k',)),
+]
+ARCHS = sorted({arch for family in FAMILIES for arch in family.archs})
+DIMS, DEPTH = 96, 3
+
+
+def shrink(monkeypatch):
+    """Let timm build every architecture with its own parts, but 96 wide, 3 deep, with 3 heads."""
+    build = timm.create_model
+
+    def small(arch, **options):
+        return build(arch, **{'embed_dim': DIMS, 'depth': DEPTH, 'num_heads': 3, **options})
+
+    monkeypatch.setattr(timm, 'create_model', small)
+    return small
+
+
+def image_size(arch):
+    """Size of the test images: a few patches; a trunk of one size gets that size."""
+    patch = 14 if 'patch14' in arch else 8 if 'patch8' in arch else 32 if 'patch32' in arch else 16
+    return 4 * patch, 8 * patch
+
+
+def is_beit(arch):
+    return timm.models.model_entrypoint(arch.split('.')[0]).__module__ == beit.__name__
