@@ -10,6 +10,14 @@ import torch
 from conftest import ROOT, batch, segmentor_cfg, spread
 from families import ARCHS, DEPTH, DIMS, FAMILIES, image_size, is_beit
 from mmseg.registry import MODELS
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 from torch import nn
 
 from mmseg_davpt.models import PromptedViT
@@ -243,9 +251,19 @@ def test_what_prompts_cannot_join_is_refused_with_its_reason(monkeypatch, arch, 
     assert arch in str(error.value)
 
 
+STATISTICS = {
+    'ImageNet': (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    'CLIP': (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    'half': (IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD),
+}
+
+
 def test_page_says_what_timm_says():
-    """docs/backbones.md: patch, prefix tokens, statistics and licence of every family."""
+    """docs/backbones.md: patch, prefix tokens, biases, statistics and licence of every family."""
     page = (ROOT / 'docs/backbones.md').read_text()
+    for name, statistics in STATISTICS.items():
+        mean, std = (', '.join(f'{255 * value:.3f}' for value in part) for part in statistics)
+        assert f'| {name} | `[{mean}]` | `[{std}]` |' in page
     for family in FAMILIES:
         assert table_row(family) in page, f'docs/backbones.md should have\n{table_row(family)}'
 
@@ -256,8 +274,7 @@ def table_row(family):
     with torch.device('meta'):
         trunk = timm.create_model(arch, num_classes=0, depth=1)
     prefix = {0: 'none', 1: 'class'}.get(trunk.num_prefix_tokens, f'class, {trunk.num_prefix_tokens - 1} registers')
-    mean, std = (
-        ', '.join(f'{255 * value:.2f}'.rstrip('0').rstrip('.') for value in part) for part in (cfg.mean, cfg.std)
-    )
-    source = 'a file' if family.file else 'hub'
-    return f'| {family.name} | `{arch}` | {trunk.patch_embed.patch_size[0]} | {prefix} | {mean} | {std} | {source} |'
+    biases = ', '.join(part for part, has in zip('qkv', (family.value_bias, family.key_bias, family.value_bias)) if has)
+    statistics = next(name for name, values in STATISTICS.items() if values == (cfg.mean, cfg.std))
+    size, licence = trunk.patch_embed.patch_size[0], family.licence or cfg.license
+    return f'| {family.name} | `{arch}` | {size} | {prefix} | {biases or "none"} | {statistics} | {licence} |'

@@ -237,3 +237,24 @@ def test_missing_hook_is_said_once(monkeypatch):
     assert 'PromptAssignmentHook' in said[0]
     assigned(build())(*data, mode='loss')
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ('arch', 'changes', 'names'),
+    [
+        ('test_vit', {}, None),
+        ('vit_tiny_patch16_224', {}, None),  # 127.5, as here
+        ('deit_tiny_patch16_224', {}, ['127.5', '123.675', '58.395']),
+        ('deit_tiny_patch16_224', dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]), None),
+        ('test_vit', dict(bgr_to_rgb=False), ['bgr_to_rgb=False', '127.5']),
+        ('test_vit', dict(mean=None, std=None), ['mean=None', '127.5']),
+    ],
+)
+def test_other_statistics_than_the_weights_are_named(monkeypatch, arch, changes, names):
+    said = []
+    monkeypatch.setattr('mmseg_davpt.models.segmentor.print_log', lambda message, **_: said.append(message))
+    cfg = segmentor_cfg(C, arch=arch)
+    cfg.decode_head.in_channels = 64 if arch == 'test_vit' else 192
+    cfg.data_preprocessor.update(changes)
+    MODELS.build(cfg)
+    assert (said == []) if names is None else all(name in said[0] for name in [arch, *names])

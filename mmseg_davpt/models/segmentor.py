@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from mmengine.logging import print_log
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ..guidance import MetricGuidance, patch_label_shares
+from ..trunks import pixel_statistics
 from .prompted_vit import PromptedViT
 
 
@@ -34,6 +38,8 @@ class PromptedEncoderDecoder(EncoderDecoder):
 
     def __init__(self, *, guidance: Mapping | None = None, **kwargs: object) -> None:
         super().__init__(**kwargs)
+        if isinstance(self.backbone, PromptedViT) and isinstance(kwargs.get('data_preprocessor'), Mapping):
+            _compare_statistics(kwargs['data_preprocessor'], self.backbone)
         self.guidance: MetricGuidance | None = None
         if guidance is not None:
             if not isinstance(self.backbone, PromptedViT):
@@ -70,3 +76,20 @@ class PromptedEncoderDecoder(EncoderDecoder):
         """Label shares of the backbone's patches, ``(B, N, C)``."""
         gt = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
         return patch_label_shares(gt, self.backbone.patch_size, self.num_classes, self.decode_head.ignore_index)
+
+
+def _compare_statistics(preprocessor: Mapping, backbone: PromptedViT) -> None:
+    """Warn where images are normalised otherwise than the weights expect: a frozen trunk cannot adapt to it."""
+    mean, std = pixel_statistics(backbone.trunk)
+    own = preprocessor.get('mean'), preprocessor.get('std')
+    same = None not in own and np.allclose(own, (mean, std), rtol=0, atol=0.5)
+    if same and preprocessor.get('bgr_to_rgb', False):
+        return
+    print_log(
+        f'data_preprocessor has mean={own[0]}, std={own[1]}, bgr_to_rgb={preprocessor.get("bgr_to_rgb", False)}, but '
+        f'the weights of {backbone.arch} were trained with mean={np.round(mean, 3).tolist()}, '
+        f'std={np.round(std, 3).tolist()} on RGB images (mmseg reads BGR: bgr_to_rgb=True). If your file holds other '
+        'weights, name the tag whose statistics they have in arch (docs/backbones.md).',
+        logger='current',
+        level=logging.WARNING,
+    )

@@ -1,6 +1,6 @@
 """Pretrained Vision Transformers: what timm gives us."""
 
-from .build import build_trunk, resolve_blocks
+from .build import build_trunk, pixel_statistics, resolve_blocks
 from .projections import QKV, bias_home, projection
 from .weights import WeightsError, load_trunk_weights
 
@@ -10,6 +10,7 @@ __all__ = [
     'bias_home',
     'build_trunk',
     'load_trunk_weights',
+    'pixel_statistics',
     'projection',
     'resolve_blocks',
 ]

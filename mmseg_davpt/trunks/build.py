@@ -76,6 +76,12 @@ def _why_unsupported(trunk: nn.Module) -> str | None:
     return None
 
 
+def pixel_statistics(trunk: nn.Module) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that the weights were trained with, RGB, in pixel values (0 to 255)."""
+    cfg = trunk.pretrained_cfg
+    return [255 * value for value in cfg['mean']], [255 * value for value in cfg['std']]
+
+
 def resolve_blocks(blocks: str | Sequence[int], depth: int, key: str) -> tuple[int, ...]:
     """Turn ``'all'`` or possibly negative indices into sorted block indices.
 
