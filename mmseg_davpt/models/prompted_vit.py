@@ -13,8 +13,16 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from ..prompts import BlockTap, CarriedPrompts, PromptedAttention, Prompts
-from ..trunks import WeightsError, bias_home, build_trunk, load_trunk_weights, resolve_blocks
-from ..tuning import apply_policy, resolve_policy, train_tuned_parts, tuned_names
+from ..trunks import WeightsError, bias_home, build_trunk, load_trunk_weights, resolve_blocks, weight_home
+from ..tuning import (
+    ParallelAdapter,
+    apply_policy,
+    low_rank,
+    resolve_policy,
+    train_tuned_parts,
+    tuned_names,
+    updates,
+)
 
 
 @MODELS.register_module()
@@ -22,7 +30,8 @@ class PromptedViT(BaseModule):
     """A pretrained Vision Transformer of timm, frozen, that learns through prompts.
 
     The trunk is timm's own model under its own parameter names (``backbone.trunk.*``); prompts live beside it
-    (``backbone.prompts.tokens.{block}``), as do tuned offsets of split biases (``backbone.biases.{block}.{q|k|v}``).
+    (``backbone.prompts.tokens.{block}``), as do tuned offsets of split biases (``backbone.biases.{block}.{q|k|v}``),
+    low-rank updates (``backbone.lora``) and adapters (``backbone.adapters``).
     VPT: Jia et al., ECCV 2022; DA-VPT: Ren et al., CVPR 2025. Blocks before the first one that learns build no graph.
 
     Args:
@@ -84,28 +93,32 @@ class PromptedViT(BaseModule):
         self._set_tuning(tuning or dict(prompts=True), dict(prompts or {}))
 
     def _set_tuning(self, tuning: str | Mapping, prompts: dict) -> None:
-        """Freeze, then add what learns. Done once, before any wrapper for distributed training sees the model."""
+        """Add what learns, freeze the rest. Done once, before any wrapper for distributed training sees the model."""
         policy = resolve_policy(tuning, self.depth)
-        apply_policy(self.trunk, tuned_names(self.trunk, policy, self.depth, self.norm_taps))
+        names = tuned_names(self.trunk, policy, self.depth, self.norm_taps)
         self.prompts: Prompts | None = None
         if policy.prompts:
             if policy.prompts is not True and prompts.setdefault('kind', policy.prompts) != policy.prompts:
                 raise ValueError(f'tuning={tuning!r} and prompts.kind={prompts["kind"]!r} contradict each other')
             self.prompts = Prompts(self.embed_dims, self.depth, self.patch_size, **prompts)
-        self.biases = nn.ModuleDict()
-        if policy.split_bias:
-            for index in range(self.depth):
-                # Offsets of the trunk's own biases: zero at first, so that they need no loaded weights.
+        # Beside the trunk, and without effect at first: offsets of biases, low-rank updates, adapters.
+        self.biases, self.lora, self.adapters = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for index, block in enumerate(self.trunk.blocks[: self.depth]):
+            if policy.split_bias:
                 zeros = {part: nn.Parameter(torch.zeros(self.embed_dims)) for part in policy.split_bias}
                 self.biases[str(index)] = nn.ParameterDict(zeros)
+            if policy.lora is not None:
+                self.lora[str(index)] = low_rank(block.attn, **policy.lora)
+            if policy.adapter is not None:
+                self.adapters[str(index)] = ParallelAdapter(block, self.embed_dims, **policy.adapter)
+        apply_policy(self.trunk, names)
         self._attentions: dict[int, PromptedAttention] = {}
         deep = self.prompts is not None and self.prompts.kind == 'deep'
-        for index in range(self.depth):
+        for index, block in enumerate(self.trunk.blocks[: self.depth]):
             own = self.prompts if deep and index in self.prompts.blocks else None
-            biases = self.biases[str(index)] if policy.split_bias else {}
-            if own is not None or biases:
-                block = self.trunk.blocks[index]
-                self._attentions[index] = PromptedAttention(block, index, own, biases, self.num_prefix_tokens)
+            biases, lora = (part[str(index)] if part else {} for part in (self.biases, self.lora))
+            if own is not None or biases or lora:
+                self._attentions[index] = PromptedAttention(block, index, own, biases, lora, self.num_prefix_tokens)
         if self.prompts is not None and not deep:
             CarriedPrompts(self.trunk, self.prompts)
 
@@ -225,12 +238,19 @@ class PromptedViT(BaseModule):
 
     @torch.no_grad()
     def merged_trunk(self) -> dict[str, Tensor]:
-        """The trunk's tensors under timm's names, with the tuned offsets merged into its biases."""
+        """The trunk's tensors under timm's names, with offsets of biases and low-rank updates merged in."""
         state = {name: tensor.clone() for name, tensor in self.trunk.state_dict().items()}
+
+        def add(index: str, home: tuple[str, slice], change: Tensor) -> None:
+            name, rows = home
+            state[f'blocks.{index}.attn.{name}'][rows] += change
+
         for index, offsets in self.biases.items():
             for part, offset in offsets.items():
-                name, rows = bias_home(self.trunk.blocks[int(index)].attn, part)
-                state[f'blocks.{index}.attn.{name}'][rows] += offset
+                add(index, bias_home(self.trunk.blocks[int(index)].attn, part), offset)
+        for index, layers in self.lora.items():
+            for part, update in updates(layers).items():
+                add(index, weight_home(self.trunk.blocks[int(index)].attn, part), update)
         return state
 
 

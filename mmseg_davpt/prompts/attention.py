@@ -48,6 +48,7 @@ class PromptedAttention:
         index: Index of the block, to look up its prompts.
         prompts: The trunk's prompts, or ``None`` if this block has none.
         biases: Tuned offsets ``(D,)`` of its projections' biases, by ``'q'``, ``'k'``, ``'v'``; may be empty.
+        lora: Layers in place of its projections, by ``'q'``, ``'k'``, ``'v'``, ``'proj'``; may be empty.
         num_prefix_tokens: Class token and registers, which are no patches.
     """
 
@@ -57,9 +58,10 @@ class PromptedAttention:
         index: int,
         prompts: Prompts | None,
         biases: Mapping[str, Tensor],
+        lora: Mapping[str, nn.Module],
         num_prefix_tokens: int,
     ) -> None:
-        self.block, self.index, self.prompts, self.biases = block, index, prompts, biases
+        self.block, self.index, self.prompts, self.biases, self.lora = block, index, prompts, biases, lora
         self.num_prefix_tokens = num_prefix_tokens
         self.taps: dict[int, BlockTap] | None = None
         self._cache: tuple[tuple, tuple[Tensor, Tensor]] | None = None
@@ -97,10 +99,13 @@ class PromptedAttention:
         out = self._norm('norm', out)
         if getattr(attn, 'gate', None) is not None:
             out = out * attn.gate(x).sigmoid()
-        return attn.proj_drop(attn.proj(out))
+        return attn.proj_drop(self.project(out, 'proj'))
 
     def project(self, x: Tensor, part: str) -> Tensor:
-        """``W x + b`` of one projection (``'q'``, ``'k'``, ``'v'``), shape ``(..., D)``, not yet split into heads."""
+        """``W x + b`` of a projection (``'q'``, ``'k'``, ``'v'``, ``'proj'``), ``(..., D)``, not split into heads."""
+        if part in self.lora:
+            out = self.lora[part](x)
+            return out + self.biases[part] if part in self.biases else out
         weight, bias = projection(self.block.attn, part)
         if part in self.biases:
             bias = bias + self.biases[part]
@@ -132,6 +137,7 @@ class PromptedAttention:
             *self.block.norm1.parameters(),
             *self.block.attn.parameters(),
             *self.biases.values(),
+            *(parameter for layer in self.lora.values() for parameter in layer.parameters()),
         ]
         key = (amp, *((source.data_ptr(), source._version, source.dtype) for source in sources))
         if self._cache is None or self._cache[0] != key:

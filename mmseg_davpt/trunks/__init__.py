@@ -1,7 +1,7 @@
 """Pretrained Vision Transformers: what timm gives us."""
 
 from .build import build_trunk, pixel_statistics, resolve_blocks
-from .projections import QKV, bias_home, projection
+from .projections import QKV, bias_home, projection, weight_home
 from .weights import WeightsError, load_trunk_weights
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     'pixel_statistics',
     'projection',
     'resolve_blocks',
+    'weight_home',
 ]

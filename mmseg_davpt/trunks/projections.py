@@ -12,14 +12,17 @@ def projection(attn: nn.Module, part: str) -> tuple[Tensor, Tensor | None]:
 
     Args:
         attn: An attention module of a supported trunk.
-        part: ``'q'``, ``'k'`` or ``'v'``.
+        part: ``'q'``, ``'k'``, ``'v'``, or ``'proj'``, the projection of the output.
     """
-    weight = attn.get_submodule(f'{part}_proj').weight if attn.qkv is None else attn.qkv.weight[_rows(attn, part)]
-    home = bias_home(attn, part)
-    if home is None:
-        return weight, None
-    name, rows = home
-    return weight, attn.get_parameter(name)[rows]
+    (name, rows), bias = weight_home(attn, part), bias_home(attn, part)
+    return attn.get_parameter(name)[rows], None if bias is None else attn.get_parameter(bias[0])[bias[1]]
+
+
+def weight_home(attn: nn.Module, part: str) -> tuple[str, slice]:
+    """Name of the parameter of ``attn`` that holds a projection's weight, and the rows of it."""
+    if part == 'proj':
+        return 'proj.weight', slice(None)
+    return (f'{part}_proj.weight', slice(None)) if attn.qkv is None else ('qkv.weight', _rows(attn, part))
 
 
 def bias_home(attn: nn.Module, part: str) -> tuple[str, slice] | None:
@@ -27,6 +30,8 @@ def bias_home(attn: nn.Module, part: str) -> tuple[str, slice] | None:
 
     EVA-02 and BEiT have no key bias by design, DINOv3 has none at all.
     """
+    if part == 'proj':
+        return None if attn.proj.bias is None else ('proj.bias', slice(None))
     if attn.qkv is None:
         return None if attn.get_submodule(f'{part}_proj').bias is None else (f'{part}_proj.bias', slice(None))
     if attn.qkv.bias is not None:

@@ -26,6 +26,8 @@ class TuningPolicy:
         cls_token: The class token.
         blocks: ``'all'`` or indices of blocks that learn as a whole; the final norm goes with the last one.
         stem: All but the blocks: patch embedding, position tables, class token and registers.
+        lora: Options of :func:`~mmseg_davpt.tuning.lora.low_rank` (``targets``, ``rank``, ``alpha``) for every block.
+        adapter: Options of :class:`~mmseg_davpt.tuning.adapter.ParallelAdapter` (``dim``, ``scale``) for every block.
     """
 
     prompts: bool | str = False
@@ -34,6 +36,8 @@ class TuningPolicy:
     cls_token: bool = False
     blocks: str | Sequence[int] = ()
     stem: bool = False
+    lora: Mapping | None = None
+    adapter: Mapping | None = None
 
     @property
     def split_bias(self) -> tuple[str, ...]:
@@ -50,6 +54,10 @@ PRESETS = {
     'vpt_deep': TuningPolicy(prompts='deep'),
     'davpt': TuningPolicy(prompts='deep'),
     'davpt_plus': TuningPolicy(prompts='deep', bias=('k', 'v')),
+    'vpt_bias': TuningPolicy(prompts='deep', bias='all'),
+    'lora': TuningPolicy(lora=dict(targets=('q', 'v'), rank=8)),
+    'lora_all': TuningPolicy(lora=dict(targets=('q', 'k', 'v', 'proj'), rank=8)),
+    'adaptformer': TuningPolicy(adapter=dict(dim=64, scale=0.1)),
 }
 
 
@@ -57,8 +65,8 @@ def resolve_policy(tuning: str | Mapping, depth: int) -> TuningPolicy:
     """Read the ``tuning`` option.
 
     Args:
-        tuning: A preset (``frozen | full | bias | norm | partial-k | vpt_shallow | vpt_deep | davpt | davpt_plus``), or
-            a dict of :class:`TuningPolicy`'s attributes.
+        tuning: A preset of :data:`PRESETS`, ``partial-k`` for the last ``k`` blocks, or a dict of
+            :class:`TuningPolicy`'s attributes.
         depth: Number of blocks up to the last one that is read.
 
     Raises:

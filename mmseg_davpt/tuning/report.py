@@ -6,7 +6,8 @@ from torch import nn
 
 from .policy import norm_parameters
 
-PARTS = ('prompts', 'biases', 'norms', 'trunk, other', 'neck', 'heads', 'other')
+PARTS = ('prompts', 'lora', 'adapters', 'biases', 'norms', 'trunk, other', 'neck', 'heads', 'other')
+IN_BACKBONE = PARTS[:6]
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -16,7 +17,7 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
         model: A segmentor with ``backbone`` and, if any, ``neck``, ``decode_head``, ``auxiliary_head``.
 
     Returns:
-        Part -> (tuned, all). The parts are :data:`PARTS`; the first four belong to the backbone. Offsets of split
+        Part -> (tuned, all). The parts are :data:`PARTS`; :data:`IN_BACKBONE` belong to the backbone. Offsets of split
         biases count as tuned biases.
     """
     table = {part: [0, 0] for part in PARTS}
@@ -36,8 +37,9 @@ def _part(name: str, norms: set[str]) -> str:
         return 'heads'
     if top != 'backbone':
         return 'other'
-    if rest.startswith('prompts.'):
-        return 'prompts'
+    for part in ('prompts', 'lora', 'adapters'):
+        if rest.startswith(f'{part}.'):
+            return part
     if name in norms:
         return 'norms'
     if rest.startswith('biases.') or rest.endswith('bias'):
@@ -59,7 +61,7 @@ def format_report(model: nn.Module) -> str:
     for part in PARTS:
         if counts[part][1]:
             add(part, *counts[part])
-    backbone = [counts[part] for part in PARTS[:4]]
+    backbone = [counts[part] for part in IN_BACKBONE]
     add('backbone', sum(tuned for tuned, _ in backbone), sum(every for _, every in backbone))
     add('total', sum(tuned for tuned, _ in counts.values()), whole)
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
