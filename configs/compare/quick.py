@@ -1,0 +1,28 @@
+# A comparison that takes minutes: a tiny random trunk on generated scenes. It shows that the runner works, no more.
+config = 'configs/davpt_upernet_miniscenes.py'
+common = {
+    'model.data_preprocessor.size': (96, 96),
+    'model.backbone.arch': 'test_vit',
+    'model.backbone.pretrained': False,
+    'model.backbone.allow_random': True,
+    'model.backbone.out_indices': (1, 2, 3, 5),
+    'model.backbone.prompts.num': 4,
+    'model.neck.embed_dim': 64,
+    'model.decode_head.in_channels': [64, 64, 64, 64],
+    'model.decode_head.channels': 16,
+    'train_dataloader.num_workers': 0,
+    'train_dataloader.persistent_workers': False,
+    'val_dataloader.num_workers': 0,
+    'val_dataloader.persistent_workers': False,
+    'train_cfg.max_iters': 20,
+    'param_scheduler': [dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=20, by_epoch=False)],
+    'default_hooks.checkpoint.interval': 10,
+}
+methods = {
+    'head only': {'model.backbone.tuning': 'frozen', 'model.guidance': None},
+    'VPT-Deep': {'model.backbone.tuning': 'vpt_deep', 'model.guidance': None},
+    'DA-VPT': {'model.backbone.tuning': 'davpt'},
+    'full': {'model.backbone.tuning': 'full', 'model.guidance': None, 'optim_wrapper.optimizer.lr': 1e-4},
+}
+seeds = (0, 1)
+baseline = 'VPT-Deep'

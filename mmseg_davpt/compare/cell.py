@@ -1,0 +1,137 @@
+"""One cell of a comparison: train, evaluate, and say what it took."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import mmengine
+import mmseg
+import numpy as np
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmseg.registry import MODELS
+from torch import nn
+
+from ..engine import prepare_test, run_single_scale
+from ..tuning import count_parameters
+from ..tuning.report import IN_BACKBONE
+from ..version import __version__
+from .suite import config_hash
+
+FREQUENT = 0.01  # of the labelled pixels that are evaluated on
+
+
+@HOOKS.register_module()
+class PairedHeadsHook(Hook):
+    """Give neck and heads the same initial weights for every method that shares a seed.
+
+    Methods draw differently many random numbers while the backbone is built; without this, their heads would differ.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Initialise them anew, unless the run is resumed."""
+        if runner.iter > 0:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        with torch.random.fork_rng():
+            for name in ('neck', 'decode_head', 'auxiliary_head'):
+                if runner.cfg.model.get(name) is None:
+                    continue
+                torch.manual_seed(runner.seed)
+                fresh = MODELS.build(runner.cfg.model[name])
+                fresh.init_weights()
+                getattr(model, name).load_state_dict(fresh.state_dict())
+
+
+def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -> dict:
+    """Train and evaluate one cell; goes on from its last checkpoint if it was cut off.
+
+    Args:
+        cfg: The cell's config, changed in place.
+        method: Its name.
+        folder: Its folder; ``row.json`` is written there last.
+        keep: Whether to keep the last checkpoint.
+
+    Returns:
+        The row.
+    """
+    folder = Path(folder)
+    digest = config_hash(cfg)
+    cfg.work_dir, cfg.resume = str(folder), True
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='PairedHeadsHook')]
+    cfg.train_cfg.val_interval = 10 * cfg.train_cfg.max_iters  # evaluated once, at the end
+    cfg.default_hooks.checkpoint.update(max_keep_ckpts=1, save_last=True)
+    prepare_test(cfg)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    memory = _peak_memory()  # of training
+    results = run_single_scale(runner, cfg)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    metric = next(part for part in runner.test_evaluator.metrics if getattr(part, 'areas', None) is not None)
+    row = dict(
+        method=method,
+        seed=cfg.randomness.seed,
+        config_hash=digest,
+        mIoU=results['metrics']['mIoU'],
+        frequent_mIoU=_frequent(results['classes'], metric.areas[3]),
+        aAcc=results['metrics']['aAcc'],
+        IoU={part['name']: part['IoU'] for part in results['classes']},
+        **_tuned(model),
+        iterations=cfg.train_cfg.max_iters,
+        train_images=len(runner.train_dataloader.dataset),
+        eval_images=len(runner.test_dataloader.dataset),
+        seconds_per_iteration=round(float(np.median(runner.message_hub.get_scalar('train/time').data[0])), 4),
+        peak_memory_mb=memory,
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads',
+        versions=dict(
+            mmseg_davpt=__version__,
+            mmseg=mmseg.__version__,
+            mmengine=mmengine.__version__,
+            timm=timm.__version__,
+            torch=torch.__version__,
+            python=platform.python_version(),
+        ),
+    )
+    if not keep:
+        for checkpoint in folder.glob('*.pth'):
+            checkpoint.unlink()
+        (folder / 'last_checkpoint').unlink(missing_ok=True)
+        for run in folder.glob('*/vis_data'):
+            shutil.rmtree(run.parent)
+    aside = folder / 'row.json.part'
+    aside.write_text(json.dumps(row, indent=2) + '\n')
+    aside.rename(folder / 'row.json')
+    return row
+
+
+def _tuned(model: nn.Module) -> dict[str, float]:
+    counts = {part: tuned for part, (tuned, _) in count_parameters(model).items()}
+    trunk = sum(parameter.numel() for parameter in model.backbone.trunk.parameters())
+    inside = sum(counts[part] for part in IN_BACKBONE)
+    return dict(
+        tuned_trunk=inside, tuned_heads=sum(counts.values()) - inside, trunk_share=round(100 * inside / trunk, 4)
+    )
+
+
+def _frequent(classes: list[dict], labelled: torch.Tensor) -> float:
+    """Mean IoU of the classes that have at least one percent of the labelled pixels."""
+    share = labelled / labelled.sum()
+    return round(float(np.mean([part['IoU'] for part, own in zip(classes, share) if own >= FREQUENT])), 2)
+
+
+def _peak_memory() -> int:
+    """MB: of the allocator on a GPU, resident in this process on a CPU."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == 'darwin' else 2**10))
