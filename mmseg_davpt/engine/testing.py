@@ -133,7 +133,7 @@ def _results(test_cfg: Mapping, pipeline: Sequence[Mapping], metrics: Mapping, e
     kept = [metric for metric in evaluator.metrics if isinstance(metric, PerClassIoUMetric) and metric.areas]
     return dict(
         protocol=protocol(test_cfg, pipeline),
-        metrics={name: float(value) for name, value in metrics.items()},
+        metrics={name: round(float(value), 4) for name, value in metrics.items()},
         classes=kept[0].classes() if kept else None,
     )
 

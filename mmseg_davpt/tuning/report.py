@@ -99,7 +99,5 @@ def format_comparison(models: Mapping[str, nn.Module]) -> str:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return [
-        '  '.join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]) for row in rows
-    ]
+    first, *widths = [max(map(len, column)) for column in zip(*rows)]
+    return ['  '.join([row[0].ljust(first), *(cell.rjust(w) for cell, w in zip(row[1:], widths))]) for row in rows]
