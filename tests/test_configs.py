@@ -31,8 +31,8 @@ def shrink(model):
             node['channels'] = 16
     backbone = model.backbone
     backbone.update(arch='test_vit', pretrained=False, allow_random=True, img_size=None)
-    backbone.out_indices = (1, 2, 3, 5)[-len(backbone.out_indices) :]
-    if isinstance(backbone.prompts.num, (list, tuple)):
+    backbone.out_indices = (1, 2, 3, 5)[-len(backbone.get('out_indices', range(4))) :]
+    if isinstance(backbone.get('prompts', {}).get('num'), (list, tuple)):
         backbone.prompts.num = backbone.prompts.num[-DEPTH:]
     return model
 

@@ -1,5 +1,6 @@
-"""The project's own head, other losses beside the guidance, and what Mask2Former asks for. (Every head's config is built
-and stepped in test_configs.py.)
+"""The project's own head, other losses beside the guidance, what Mask2Former asks for.
+
+test_configs.py builds and steps every head's config.
 """
 
 import importlib.util
