@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -105,11 +106,18 @@ class TestCommand:
 
     @pytest.fixture(scope='class')
     @classmethod
-    def checkpoint(cls, tiny_config, tmp_path_factory):
-        """A whole model; random weights, large in the classifier so that images get several classes."""
+    def checkpoint(cls, tiny_config, scenes, tmp_path_factory):
+        """A whole model with random weights; its batch norms know the images, so that these get several classes."""
         torch.manual_seed(0)
-        model = init_model(str(tiny_config), device='cpu')
+        model = init_model(str(tiny_config), device='cpu').train()
         torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        images = [cv2.imread(str(path)) for path in sorted((scenes / 'seed0/images/validation').iterdir())]
+        images = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+        with torch.no_grad():
+            model(model.data_preprocessor(dict(inputs=images))['inputs'], mode='tensor')
         path = tmp_path_factory.mktemp('checkpoint') / 'iter_9.pth'
         torch.save(dict(state_dict=model.state_dict(), meta={}), path)
         return path
@@ -183,8 +191,6 @@ tta_pipeline = [
 
     def test_multi_scale_is_the_mean_of_the_probabilities(self, both, slide, checkpoint, scenes):
         """Against predicting each scale and flip by hand; --out and --show-dir hold this one test's results."""
-        import cv2
-
         work_dir, _, _ = both
         model = init_model(str(slide), str(checkpoint), device='cpu')
         path = sorted((scenes / 'seed0/images/validation').iterdir())[0]
