@@ -1,35 +1,56 @@
 """Every shipped config builds and takes a step on a CPU, with small random inputs."""
 
 import pytest
+import timm
 import torch
-from conftest import ROOT, batch
+from conftest import DEPTH, DIMS, ROOT, batch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS, TRANSFORMS
 
 from mmseg_davpt.engine import load_config
+from mmseg_davpt.tuning import build_shapes
 
-CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
+
+
+def shrink(model):
+    """Narrow a config's model to timm's test_vit: the same structure with other widths. Returns it."""
+    width = build_shapes(model.backbone).embed_dims
+    for node in walk(model):
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+        for key, value in node.items():
+            if value == width:
+                node[key] = DIMS
+            elif isinstance(value, (list, tuple)) and value and all(item == width for item in value):
+                node[key] = [DIMS] * len(value)
+        if 'num_heads' in node:
+            node['num_heads'] = 4
+        if node.get('type') != 'SegmenterMaskTransformerHead' and 'channels' in node:
+            node['channels'] = 16
+    backbone = model.backbone
+    backbone.update(arch='test_vit', pretrained=False, allow_random=True, img_size=None)
+    backbone.out_indices = (1, 2, 3, 5)[-len(backbone.get('out_indices', range(4))) :]
+    if isinstance(backbone.get('prompts', {}).get('num'), (list, tuple)):
+        backbone.prompts.num = backbone.prompts.num[-DEPTH:]
+    return model
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_config_takes_a_step(path):
+    """Then segments an image of another size, as its test_cfg says."""
     cfg = load_config(path)
-    init_default_scope(cfg.default_scope)
-    cfg.model.backbone.update(pretrained=False, allow_random=True)
-    for node in walk(cfg.model):
-        if node.get('type') == 'SyncBN':
-            node['type'] = 'BN'
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model).train()
+    model = MODELS.build(shrink(cfg.model)).train()
     classes = cfg.model.decode_head.num_classes
     if model.guidance is not None:
         part = model.guidance.assignments[0]
         part.assignment[:] = torch.arange(classes) % len(part.centroids)
-    size = (64, 64) if model.backbone.patch_size[0] == 16 else (56, 70)
-    losses = model(*batch(classes, size), mode='loss')
+    losses = model(*batch(classes), mode='loss')
     expected = {'loss_guide_patch', 'loss_guide_proto'} if cfg.model.guidance else set()
     assert {name for name in losses if 'guide' in name} == expected
+    assert len([name for name in losses if name.startswith('aux')]) == 2 * heads(cfg.model.get('auxiliary_head'))
     total = sum(value for name, value in losses.items() if 'loss' in name)
     total.backward()
     assert total.isfinite()
@@ -37,6 +58,34 @@ def test_config_takes_a_step(path):
         assert (parameter.grad is not None) == parameter.requires_grad, name
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
     optimizer.step()
+    if model.test_cfg.mode == 'slide':
+        model.test_cfg.update(crop_size=(64, 64), stride=(43, 43))
+    images, samples = batch(classes, (64, 90), b=1)
+    samples[0].set_metainfo(dict(padding_size=[0] * 4))
+    with torch.no_grad():
+        predicted = model.eval()(images, samples, mode='predict')[0].pred_sem_seg.data
+    assert predicted.shape == (1, 64, 90)
+    assert predicted.max() < classes
+
+
+def heads(auxiliary):
+    return len(auxiliary) if isinstance(auxiliary, (list, tuple)) else int(auxiliary is not None)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_config_fits_together(path):
+    """Its real widths, on the meta device: neck and heads take what the trunk gives."""
+    cfg = load_config(path)
+    classes = cfg.model.decode_head.num_classes
+    model = build_shapes(cfg.model).eval()
+    size = [8 * patch for patch in model.backbone.patch_size]
+    images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
+    with torch.no_grad(), model.backbone.without_prompts():
+        maps = model.extract_feat(images)
+        assert model.decode_head(maps).shape[:2] == (1, classes)
+        auxiliary = model.auxiliary_head if model.with_auxiliary_head else torch.nn.ModuleList()
+        for head in auxiliary if isinstance(auxiliary, torch.nn.ModuleList) else [auxiliary]:
+            assert head(maps).shape[:2] == (1, classes)
 
 
 def walk(node):
@@ -66,8 +115,6 @@ def test_config_is_whole(path):
 
 
 def test_augreg_weights_have_their_own_statistics():
-    import timm
-
     cfg = load_config(ROOT / 'configs/davpt_upernet_ade20k.py')
     own = timm.get_pretrained_cfg(cfg.model.backbone.arch)
     assert [255 * value for value in own.mean] == list(cfg.model.data_preprocessor.mean)

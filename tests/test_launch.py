@@ -5,7 +5,7 @@ import torch
 from conftest import ROOT
 from test_configs import walk
 
-from mmseg_davpt.engine import enable_amp, load_config, prepare_launcher, use_tta
+from mmseg_davpt.engine import enable_amp, load_config, prepare_launcher
 from mmseg_davpt.engine.inference import find_images
 
 ADE = ROOT / 'configs/davpt_upernet_ade20k.py'
@@ -42,18 +42,6 @@ def test_amp_without_a_gpu():
     cfg = load_config(ADE)
     enable_amp(cfg)
     assert cfg.optim_wrapper.type == 'CpuAmpOptimWrapper'
-
-
-def test_tta_needs_a_pipeline():
-    cfg = load_config(ADE)
-    pipeline = cfg.tta_pipeline
-    use_tta(cfg)
-    assert cfg.model.type == 'SegTTAModel'
-    assert cfg.test_dataloader.dataset.pipeline == pipeline
-    cfg = load_config(ADE)
-    cfg.pop('tta_pipeline')
-    with pytest.raises(ValueError, match='tta_pipeline'):
-        use_tta(cfg)
 
 
 def test_images_are_found_or_named(tmp_path):

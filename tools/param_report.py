@@ -1,28 +1,31 @@
-"""Count what learns, by part: python tools/param_report.py CONFIG"""
+"""Count what learns: python tools/param_report.py CONFIG [MORE CONFIGS]"""
 
 import argparse
+from pathlib import Path
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
-from mmseg.registry import MODELS
 
 from mmseg_davpt.engine import load_config
-from mmseg_davpt.tuning import format_report
+from mmseg_davpt.tuning import build_shapes, format_comparison, format_report
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Report the parameters of a model')
-    parser.add_argument('config', help='config file')
+    parser = argparse.ArgumentParser(description='Report the parameters of a model by part, or compare several')
+    parser.add_argument('configs', nargs='+', help='config files')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args.config, args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmseg'))
-    print(format_report(MODELS.build(cfg.model)))
+    models = {}
+    for config in args.configs:
+        cfg = load_config(config, args.cfg_options)
+        init_default_scope(cfg.get('default_scope', 'mmseg'))
+        models[Path(config).stem] = build_shapes(cfg.model)
+    print(format_report(*models.values()) if len(models) == 1 else format_comparison(models))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT"""
 
 import argparse
+from pathlib import Path
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
@@ -9,7 +10,16 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmseg_davpt.datasets import check_data_roots
-from mmseg_davpt.engine import load_config, prepare_launcher, require_complete, use_tta
+from mmseg_davpt.engine import (
+    draw_predictions,
+    load_config,
+    prepare_launcher,
+    prepare_test,
+    require_complete,
+    run_multi_scale,
+    run_single_scale,
+    save_results,
+)
 from mmseg_davpt.tuning import format_report
 
 
@@ -18,9 +28,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder for logs and pictures (default: work_dirs/CONFIG)')
-    parser.add_argument('--out', help='folder for predicted masks')
-    parser.add_argument('--show-dir', help='folder for painted images')
-    parser.add_argument('--tta', action='store_true', help='several scales and flip')
+    parser.add_argument('--tta', action='store_true', help='then also on several scales and flipped (mIoU-MS)')
+    parser.add_argument('--json', help='file for the results (default: WORK_DIR/test_CHECKPOINT.json)')
+    parser.add_argument('--out', help='folder for predicted masks; with --tta, of several scales')
+    parser.add_argument('--show-dir', help='folder for painted images; with --tta, of several scales')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
@@ -32,10 +43,7 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     check_data_roots(cfg)
     cfg.load_from = args.checkpoint
-    if args.tta:
-        use_tta(cfg)
-    if args.out:
-        cfg.test_evaluator.output_dir = args.out
+    prepare_test(cfg, args.tta, args.out)
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, interval=1)
         cfg.visualizer.save_dir = args.show_dir
@@ -43,12 +51,29 @@ def main() -> None:
     prepare_launcher(cfg, args.launcher)
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    model = model.module if args.tta else model
     require_complete(model, args.checkpoint)
-    runner.test()
+    if args.show_dir and args.tta:
+        draw_predictions(runner, False)  # the pictures of both tests would land in one folder
+    results = dict(single_scale=run_single_scale(runner, cfg))
+    if args.tta:
+        if args.show_dir:
+            draw_predictions(runner, True)
+        results['multi_scale'] = run_multi_scale(runner, cfg)
     if is_main_process():
-        print(f'\n{format_report(model)}\n\nCheckpoint: {args.checkpoint}')
+        path = args.json or Path(runner.work_dir, f'test_{Path(args.checkpoint).stem}.json')
+        save_results(path, args.config, args.checkpoint, len(runner.test_dataloader.dataset), results)
+        print()
+        for name, result in zip(('mIoU-SS', 'mIoU-MS'), results.values()):
+            print(f'{name}: {result["metrics"].get("mIoU", "no IoUMetric")}  ({describe(result["protocol"])})')
+        print(f'\n{format_report(model)}\n\nResults: {path}\nCheckpoint: {args.checkpoint}')
         print(f'Picture grid (image | truth | prediction): {runner.work_dir}/picture_grid.png')
+
+
+def describe(protocol: dict) -> str:
+    """One line: slide 512x512, stride 341x341, 6 scales, flip."""
+    size, stride = ('x'.join(map(str, protocol[key] or ())) for key in ('crop_size', 'stride'))
+    words = [f'slide {size}, stride {stride}' if size else 'whole', f'scales {protocol["scales"]}']
+    return ', '.join([*words, 'flip'] if protocol['flip'] else words)
 
 
 if __name__ == '__main__':

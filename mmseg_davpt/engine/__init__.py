@@ -5,18 +5,31 @@ from .hooks import ParamReportHook, StepSeedHook
 from .launch import enable_amp, load_config, prepare_launcher
 from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
 from .pictures import PictureGridHook
-from .testing import require_complete, use_tta
+from .testing import (
+    PerClassIoUMetric,
+    draw_predictions,
+    prepare_test,
+    require_complete,
+    run_multi_scale,
+    run_single_scale,
+    save_results,
+)
 
 __all__ = [
     'CpuAmpOptimWrapper',
     'ParamReportHook',
+    'PerClassIoUMetric',
     'PictureGridHook',
     'PromptAssignmentHook',
     'StepSeedHook',
     'TunedOptimWrapperConstructor',
+    'draw_predictions',
     'enable_amp',
     'load_config',
     'prepare_launcher',
+    'prepare_test',
     'require_complete',
-    'use_tta',
+    'run_multi_scale',
+    'run_single_scale',
+    'save_results',
 ]

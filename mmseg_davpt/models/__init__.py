@@ -1,6 +1,7 @@
 """What mmseg builds from a config."""
 
+from .linear_head import LinearBNHead
 from .prompted_vit import PromptedViT
 from .segmentor import PromptedEncoderDecoder
 
-__all__ = ['PromptedEncoderDecoder', 'PromptedViT']
+__all__ = ['LinearBNHead', 'PromptedEncoderDecoder', 'PromptedViT']

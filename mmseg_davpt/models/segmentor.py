@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -32,11 +33,13 @@ class PromptedEncoderDecoder(EncoderDecoder):
     Raises:
         TypeError: Guidance for a backbone that is no :class:`PromptedViT`.
         ValueError: Guidance for another number of classes than the decode head's.
+        ImportError: A decode head of mmdet without mmdet, or without the compiled operators that it needs.
     """
 
     backbone: PromptedViT
 
     def __init__(self, *, guidance: Mapping | None = None, **kwargs: object) -> None:
+        _require_mmdet(str(kwargs['decode_head'].get('type')))
         super().__init__(**kwargs)
         if isinstance(self.backbone, PromptedViT) and isinstance(kwargs.get('data_preprocessor'), Mapping):
             _compare_statistics(kwargs['data_preprocessor'], self.backbone)
@@ -93,3 +96,19 @@ def _compare_statistics(preprocessor: Mapping, backbone: PromptedViT) -> None:
         logger='current',
         level=logging.WARNING,
     )
+
+
+def _require_mmdet(head: str) -> None:
+    """Mask2Former (and MaskFormer) are mmdet's; without it mmseg fails with an error about something else."""
+    if 'Mask2FormerHead' not in head and 'MaskFormerHead' not in head:
+        return
+    missing = []
+    if find_spec('mmdet') is None:
+        missing.append('mmdet: pip install onedl-mmdetection (the maintained fork) or mmdet==3.3.0 (upstream)')
+    compiled = find_spec('mmcv._ext')
+    if compiled is None or compiled.loader is None:  # without a loader: the stub of compat.py
+        missing.append(
+            "mmcv's compiled operators: install onedl-mmcv or mmcv with operators built for this torch, not mmcv-lite"
+        )
+    if missing:
+        raise ImportError(f'decode_head.type={head!r} needs {"; and ".join(missing)}. See docs/heads.md')

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmseg.registry import MODELS
 from torch import nn
 
 from .policy import norm_parameters
 
 PARTS = ('prompts', 'lora', 'adapters', 'biases', 'norms', 'trunk, other', 'neck', 'heads', 'other')
 IN_BACKBONE = PARTS[:6]
+
+
+def build_shapes(model: Mapping) -> nn.Module:
+    """Build a model from its config for its shapes alone: on the meta device, without memory or random numbers.
+
+    Args:
+        model: Config of a segmentor, any registered one.
+    """
+    try:
+        with torch.device('meta'):
+            return MODELS.build(model)
+    except (RuntimeError, NotImplementedError):  # a constructor that reads values, as Segmenter's does
+        return MODELS.build(model)
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -64,8 +81,25 @@ def format_report(model: nn.Module) -> str:
     backbone = [counts[part] for part in IN_BACKBONE]
     add('backbone', sum(tuned for tuned, _ in backbone), sum(every for _, every in backbone))
     add('total', sum(tuned for tuned, _ in counts.values()), whole)
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        '  '.join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:]))]) for row in rows
-    ]
+    lines = _align(rows)
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:-2], '-' * len(lines[0]), *lines[-2:]])
+
+
+def format_comparison(models: Mapping[str, nn.Module]) -> str:
+    """A table of what learns in several models.
+
+    Args:
+        models: Name -> segmentor.
+    """
+    rows = [('model', 'tuned in the trunk', 'neck and heads', 'tuned in all', 'in millions')]
+    for name, model in models.items():
+        counts = {part: tuned for part, (tuned, _) in count_parameters(model).items()}
+        trunk, total = sum(counts[part] for part in IN_BACKBONE), sum(counts.values())
+        rows.append((name, f'{trunk:,}', f'{total - trunk:,}', f'{total:,}', f'{total / 1e6:.1f}'))
+    lines = _align(rows)
+    return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    first, *widths = [max(map(len, column)) for column in zip(*rows)]
+    return ['  '.join([row[0].ljust(first), *(cell.rjust(w) for cell, w in zip(row[1:], widths))]) for row in rows]
