@@ -49,7 +49,8 @@ class PairedHeadsHook(Hook):
                     continue
                 torch.manual_seed(runner.seed)
                 fresh = MODELS.build(runner.cfg.model[name])
-                fresh.init_weights()
+                if hasattr(fresh, 'init_weights'):  # necks need not be BaseModules
+                    fresh.init_weights()
                 getattr(model, name).load_state_dict(fresh.state_dict())
 
 
