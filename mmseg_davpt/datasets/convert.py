@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 # Ids of the 59 classes among the 459 of PASCAL Context's labels.txt, in the order of PascalContextDataset59.
 PASCAL_CONTEXT59 = (
-    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159, 162,
-    187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415,
-    416, 420, 424, 427, 440, 445, 454, 458,
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113, 115, 144, 158, 159,
+    162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326, 347, 349, 354, 355, 360, 366, 368, 397,
+    415, 416, 420, 424, 427, 440, 445, 454, 458,
 )  # fmt: skip
 
 # Ids of the 19 classes in Cityscapes' labelIds, in the order of CityscapesDataset.
@@ -55,7 +55,9 @@ def pascal_context59(root: Path) -> None:
         names = [name for name in names if (out / f'{name}.png').is_file()]
         missing = [name for name in names if not (root / f'JPEGImages/{name}.jpg').is_file()]
         if missing:
-            raise FileNotFoundError(f'{root}/JPEGImages lacks {len(missing)} images of {split}, such as {missing[0]}.jpg')
+            raise FileNotFoundError(
+                f'{root}/JPEGImages lacks {len(missing)} images of {split}, such as {missing[0]}.jpg'
+            )
         (lists / f'{split}.txt').write_text(''.join(f'{name}\n' for name in names))
     shutil.rmtree(root / 'context', ignore_errors=True)
 
@@ -71,7 +73,9 @@ def cityscapes(root: Path) -> None:
     def write(path: Path) -> None:
         _save(Image.fromarray(table[np.array(Image.open(path))]), _train_ids(path))
 
-    paths = [path for split in ('train', 'val') for path in sorted(root.glob(f'gtFine/{split}/*/*_gtFine_labelIds.png'))]
+    paths = [
+        path for split in ('train', 'val') for path in sorted(root.glob(f'gtFine/{split}/*/*_gtFine_labelIds.png'))
+    ]
     _run(write, [path for path in paths if not _train_ids(path).is_file()], 'masks of 19 classes')
 
 
@@ -80,7 +84,7 @@ def _train_ids(path: Path) -> Path:
 
 
 def coco_stuff164k(root: Path) -> None:
-    """``annotations/*2017/*.png`` (ids to 181) -> ``*_labelTrainIds.png`` beside them (171 classes), by mmseg's table."""
+    """``annotations/*2017/*.png`` (ids to 181) -> ``*_labelTrainIds.png`` beside them: 171 classes, by mmseg's table."""
     stock = _stock_converter('coco_stuff164k')
     aside = root / 'annotations/.part'
     for split in ('train2017', 'val2017'):

@@ -67,7 +67,7 @@ def download(url: str, path: Path, digest: str | None = None, tries: int = 5, ti
             failure = f'{have:,} of {total:,} bytes came'
         print(f'{url}: {failure} (try {attempt + 1} of {tries})')
     else:
-        raise DataError(f'{url}: {failure}. What came is kept in {part}: run this again to go on')
+        raise DataError(f'{url}: {failure}. Run this again: it goes on from what is in {part}')
     if digest is not None and (found := _digest(part, digest)) != digest:
         part.unlink()
         raise DataError(f'{url} is not the expected file: expected {digest}, got {found}. Removed: run this again')

@@ -28,7 +28,7 @@ def prepare(source: Source, root: str | Path = 'data') -> Path:
     if by_hand and not all((folder / place).is_dir() for item in by_hand for place in item.places.values()):
         names = '\n'.join(f'  {downloads / item.name}' for item in by_hand)
         raise DataError(
-            f'{source.title} cannot be downloaded without an account ({source.licence}).\n{source.manual}\nto:\n{names}\n'
+            f'{source.title} cannot be downloaded without an account.\n{source.manual}\nto:\n{names}\n'
             f'or unpack them in {folder}. Then run this again.'
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,8 +45,7 @@ def prepare(source: Source, root: str | Path = 'data') -> Path:
         raise DataError(
             f'{source.title} in {folder} is not whole:\n'
             + '\n'.join(f'  {pattern}: expected {expected:,}, found {found:,}' for pattern, expected, found in wrong)
-            + f'\nRemove files that do not belong there, delete the archives in {downloads} if they may be damaged, and '
-            'run this again.'
+            + f'\nRemove what does not belong there, and archives in {downloads} that may be damaged; run this again.'
         )
     return folder
 
