@@ -84,7 +84,7 @@ def _train_ids(path: Path) -> Path:
 
 
 def coco_stuff164k(root: Path) -> None:
-    """``annotations/*2017/*.png`` (ids to 181) -> ``*_labelTrainIds.png`` beside them: 171 classes, by mmseg's table."""
+    """``annotations/*2017/*.png`` (ids to 181) -> ``*_labelTrainIds.png`` beside them, by mmseg's table."""
     stock = _stock_converter('coco_stuff164k')
     aside = root / 'annotations/.part'
     for split in ('train2017', 'val2017'):
