@@ -210,8 +210,8 @@ def _masks_alone(split: Split, listed: Mapping[str, set[str]]) -> list[str]:
     folder = split.dataset.data_prefix.get('seg_map_path')
     if not folder or not split.whole_folder or not Path(folder).is_dir():
         return []
-    there = (str(path) for path in sorted(Path(folder).rglob(f'*{split.dataset.seg_map_suffix}')))
-    return [path for path in there if os.path.normpath(path) not in listed[_mask_folder(split)]]
+    there = (path for path in sorted(Path(folder).rglob(f'*{split.dataset.seg_map_suffix}')) if path.name[0] != '.')
+    return [str(path) for path in there if os.path.normpath(path) not in listed[_mask_folder(split)]]
 
 
 def _check_classes(split: Split, add: partial) -> None:
