@@ -1,0 +1,28 @@
+# Your own images and index masks: edit the five lines, then tools/check_dataset.py, then tools/train.py.
+_base_ = [
+    './_base_/models/davpt_upernet_vit-s14.py',
+    './_base_/datasets/own_masks.py',
+    './_base_/schedules/adamw_cpu.py',
+    './_base_/default_runtime.py',
+]
+classes = ('background', 'object')  # class of id 0, of id 1, ...; 255 in a mask is ignored
+data_root = 'data/own_masks'  # or --cfg-options data_root=PATH; what is in it: _base_/datasets/own_masks.py
+img_suffix = '.jpg'
+seg_map_suffix = '.png'
+reduce_zero_label = False  # True: ids are 1, 2, ..., and 0 is ignored
+# Nothing to edit below.
+__dataset = dict(
+    metainfo=dict(classes=classes),
+    data_root=data_root,
+    img_suffix=img_suffix,
+    seg_map_suffix=seg_map_suffix,
+    reduce_zero_label=reduce_zero_label,
+)
+train_dataloader = dict(dataset=__dataset)
+val_dataloader = dict(dataset=__dataset)
+test_dataloader = val_dataloader
+model = dict(
+    data_preprocessor=dict(size=(280, 280)),
+    guidance=dict(num_classes=len(classes)),
+    decode_head=dict(num_classes=len(classes)),
+)
