@@ -49,8 +49,8 @@ def read_checkpoint(path: Path) -> Any:
             return load_file(path)
         if kind == 'torchscript':
             return _read_torchscript(path)
-        with torch.serialization.safe_globals(_harmless()):
-            return torch.load(path, map_location='cpu', weights_only=True)
+        with torch.serialization.safe_globals(_harmless()), path.open('rb') as file:  # of a path, the name decides
+            return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
         raise WeightsError(f'Cannot read weights from {path}: {_reason(path, kind, error)}') from error
 

@@ -181,10 +181,10 @@ def _some(names: list[str]) -> str:
 
 def _grouped(names: list[str], own: Collection[str]) -> str:
     """Names by what they belong to: those of a head under its name, those of the trunk's parts under their own."""
-    parts = {name.split('.')[0] for name in own} | {'backbone'}
+    parts = {name.split('.')[0] for name in own}
     groups: dict[str, list[str]] = {}
     for name in names:
-        first = re.split(r'[./]', name)[0]
+        first = re.match(r'((backbone|visual)\.)?[^./]+', name)[0]
         groups.setdefault(re.sub(r'\.\d+\.', '.*.', name) if first in parts else first, []).append(name)
     texts = [
         ', '.join(members) if len(members) <= 2 else f'{group} ({len(members)} tensors)'
