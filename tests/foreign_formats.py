@@ -151,6 +151,7 @@ def clip_state(s):
     file['visual.class_embedding'] = file['visual.class_embedding'].flatten()
     file['visual.positional_embedding'] = file['visual.positional_embedding'][0]
     text = some('positional_embedding', 'text_projection', 'logit_scale', 'token_embedding.weight', 'ln_final.bias')
+    text['context_length'] = torch.tensor(77.0)
     blocks = some(*(f'transformer.resblocks.{block}.ln_1.weight' for block in range(5)))
     return file | text | blocks | some('visual.proj'), ['visual.proj', *text, 'transformer (5 tensors)']
 

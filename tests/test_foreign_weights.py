@@ -40,6 +40,27 @@ def test_foreign_file_reads_back(key, tmp_path):
     assert skipped_in(line) == sorted(skipped), line
 
 
+# One format of each kind of trunk.
+FAMILIES = ('mae', 'dinov2', 'dinov2_registers', 'dinov2_swiglu', 'dinov3', 'dinov3_without_bias', 'deit3', 'clip')
+FAMILIES += ('siglip_openclip', 'eva02_mim', 'eva_clip', 'beit')
+# Zero biases are biases; a final norm that the trunk lacks is named as skipped.
+ALSO_FIT = {('dinov3_without_bias', 'dinov3'), ('eva_clip', 'eva02_mim')}
+
+
+def test_no_file_fits_another_family(tmp_path):
+    trunks = {key: random_(FORMATS[key][0]()) for key in FAMILIES}
+    for key in FAMILIES:
+        path = write(FORMATS[key][1](trunks[key].state_dict())[0], tmp_path / f'{key}.pth')
+        for other, trunk in trunks.items():
+            if other == key or (key, other) in ALSO_FIT:
+                load_trunk_weights(trunk, other, path)
+                continue
+            before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+            with pytest.raises(WeightsError, match=re.escape(path)):
+                load_trunk_weights(trunk, other, path)
+            assert_same(trunk, before)
+
+
 def test_dinov3_biases_need_a_trunk_that_has_them(tmp_path):
     trunk = random_(dinov3(qkv_bias=False))
     path = write(dinov3_without_bias(trunk.state_dict(), bias=0.1)[0], tmp_path / 'w.pth')
@@ -112,7 +133,25 @@ class TestJax:
             load_trunk_weights(trunk, 'x', str(tmp_path / 'w.npz'))
         assert_same(trunk, before)
 
-    def test_pooler_is_read_where_the_trunk_has_one(self, tmp_path):
+    def test_damaged_and_bfloat16_archives(self, tmp_path):
+        arrays = jax_arrays(random_(vit()).state_dict())
+        np.savez(tmp_path / 'low.npz', **arrays | {'cls': np.zeros((1, 1, 32), 'V2')})
+        np.savez(tmp_path / 'bad.npz', **arrays)
+        data = bytearray((tmp_path / 'bad.npz').read_bytes())
+        data[400] ^= 1
+        (tmp_path / 'bad.npz').write_bytes(data)
+        for name, message in (('low.npz', 'bfloat16'), ('bad.npz', r'damaged.*CRC')):
+            with pytest.raises(WeightsError, match=rf'{name}.*{message}'):
+                load_trunk_weights(vit(), 'x', str(tmp_path / name))
+
+    def test_half_precision(self, tmp_path):
+        expected = random_(vit()).state_dict()
+        np.savez(tmp_path / 'w.npz', **{n: array.astype('f2') for n, array in jax_arrays(expected).items()})
+        trunk = random_(vit())
+        load_trunk_weights(trunk, 'vit', str(tmp_path / 'w.npz'))
+        assert_same(trunk, expected)
+
+    def test_pooler_may_be_missing(self, tmp_path):
         trunk = vit(class_token=False, global_pool='map')
         assert isinstance(trunk.attn_pool, AttentionPoolLatent)
         expected = {n: t for n, t in random_(trunk).state_dict().items() if not n.startswith('attn_pool')}

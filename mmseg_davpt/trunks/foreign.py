@@ -171,8 +171,16 @@ def read_npz(path: Path, trunk: nn.Module) -> Encoder:
     """
     if not hasattr(trunk, 'load_pretrained'):
         raise WeightsError(f'a NumPy archive, which holds a plain ViT; {type(trunk).__name__} has no such weights')
-    with np.load(path, allow_pickle=False) as archive:
-        shapes = {name: archive[name].shape for name in archive.files}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # a damaged file fails in many ways
+        raise WeightsError(f'a damaged NumPy archive ({type(error).__name__}: {error})') from error
+    if void := [name for name, array in arrays.items() if array.dtype.kind == 'V']:
+        raise WeightsError(
+            f'{void[0]} and others have a type that NumPy does not know (bfloat16): save them as float32'
+        )
+    shapes = {name: array.shape for name, array in arrays.items()}
     stem = next((name for name in shapes if name.endswith('embedding/kernel')), None)
     if stem is None:
         raise WeightsError(f'no JAX ViT: no embedding/kernel among {", ".join(list(shapes)[:6])}')
