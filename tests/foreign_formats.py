@@ -100,7 +100,7 @@ def dinov3_original(s):
     for block in range(3):
         q, v = (file.pop(f'blocks.{block}.attn.{part}_bias') for part in 'qv')
         file[f'blocks.{block}.attn.qkv.bias'] = torch.cat([q, torch.randn(32), v])
-        file[f'blocks.{block}.attn.qkv.bias_mask'] = torch.ones(96)
+        file[f'blocks.{block}.attn.qkv.bias_mask'] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(32)
     skipped = ['mask_token', 'rope_embed.periods', 'local_cls_norm.weight']
     return file | some(*skipped), [*skipped, 'blocks.*.attn.qkv.bias_mask (3 tensors)']
 
@@ -276,7 +276,7 @@ FORMATS = {
     'dinov2_registers': (partial(dinov2, reg_tokens=4, no_embed_class=True), dinov2_registers, '4x4 -> 4x4'),
     'dinov2_training': (dinov2, dinov2_training, "'teacher', backbone.*"),
     'dinov2_swiglu': (partial(dinov2, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU), dinov2_swiglu, ''),
-    'dinov3': (dinov3, dinov3_original, ''),
+    'dinov3': (dinov3, dinov3_original, 'without biases of keys'),
     'dinov3_without_bias': (partial(dinov3, qkv_bias=False), dinov3_without_bias, ''),
     'deit3': (partial(dinov2, no_embed_class=True), deit3, '4x4 -> 4x4'),
     'mae': (vit, mae, "'model'"),

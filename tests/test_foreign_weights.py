@@ -61,6 +61,13 @@ def test_no_file_fits_another_family(tmp_path):
             assert_same(trunk, before)
 
 
+def test_two_spellings_of_a_name(tmp_path):
+    state = vit().state_dict()
+    path = write(state | {'module.norm.bias': torch.ones(32)}, tmp_path / 'w.pth')
+    with pytest.raises(WeightsError, match='1 of its tensors are there twice'):
+        load_trunk_weights(vit(), 'vit', path)
+
+
 def test_dinov3_biases_need_a_trunk_that_has_them(tmp_path):
     trunk = random_(dinov3(qkv_bias=False))
     path = write(dinov3_without_bias(trunk.state_dict(), bias=0.1)[0], tmp_path / 'w.pth')
@@ -73,7 +80,9 @@ def test_beit_pretraining_shares_its_table(tmp_path):
     table = expected['blocks.1.attn.relative_position_bias_table']
     file = {name: tensor for name, tensor in expected.items() if not re.search('bias_table|fc_norm', name)}
     file |= {'rel_pos_bias.relative_position_bias_table': table, 'rel_pos_bias.relative_position_index': torch.zeros(4)}
-    rest = some('mask_token', 'lm_head.bias', 'norm.weight', 'norm.bias', 'cls_pt_layers.0.norm1.bias')
+    rest = some(
+        'mask_token', 'lm_head.bias', 'norm.weight', 'norm.bias', 'cls_pt_layers.0.norm1.bias', 'cls_pt_lm_head.bias'
+    )
     trunk = random_(beit())
     line = load_trunk_weights(trunk, 'beitv2', write(dict(model=file | rest), tmp_path / 'w.pth'))
     assert_same(trunk, expected | {f'blocks.{i}.attn.relative_position_bias_table': table for i in range(3)}, FC_NORM)

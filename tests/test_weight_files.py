@@ -10,9 +10,9 @@ import pytest
 import timm
 import torch
 from foreign_formats import write
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from mmseg_davpt.trunks import WeightsError, build_trunk, load_trunk_weights
+from mmseg_davpt.trunks import WeightsError, build_trunk, fetch, load_trunk_weights
 
 
 @pytest.fixture
@@ -103,3 +103,13 @@ def test_unreadable_files_are_named(tmp_path):
         (tmp_path / name).write_text('<html>not found</html>')
         with pytest.raises(WeightsError, match=name):
             load_trunk_weights(trunk, 'test_vit', str(tmp_path / name))
+
+
+def test_get_weights_converts_once(source, tmp_path):
+    """A full DINO checkpoint becomes a plain file of timm's names."""
+    teacher = {f'backbone.{name}': tensor for name, tensor in source.items() if not name.startswith('head')}
+    path = write(dict(teacher=teacher, student={}, epoch=1), tmp_path / 'dino.pth')
+    assert fetch.fetch_weights('test_vit', tmp_path / 'w.safetensors', path) == path
+    trunk = build_trunk('test_vit')
+    trunk.load_state_dict(load_file(tmp_path / 'w.safetensors'))
+    assert all(torch.equal(tensor, source[name]) for name, tensor in trunk.state_dict().items())

@@ -26,7 +26,7 @@ _PARTS = ('state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model', 'modu
 _ENCODERS = ('backbone.trunk.', 'trunk.', 'backbone.', 'base_encoder.', 'visual.trunk.', 'visual.')
 # Classifiers, poolers, projections and decoders: no dense output depends on them.
 _HEADS = re.compile(
-    r'(visual\.)?(head|head_dist|fc_norm|attn_pool|pre_logits|lm_head|cls_pt_layers|proj|decoder_\w+)(\.|$)'
+    r'(visual\.)?(head|head_dist|fc_norm|attn_pool|pre_logits|lm_head|cls_pt_\w+|proj|decoder_\w+)(\.|$)'
 )
 _OPENMMLAB = (
     (r'^patch_embed\.projection\.', 'patch_embed.proj.'),
@@ -77,7 +77,7 @@ def find_encoder(checkpoint: Any, trunk: nn.Module) -> Encoder:
         WeightsError: No tensors, or a part that has no place in the trunk and must not be lost.
     """
     found = _take_part(checkpoint)
-    found.state = clean_state_dict(found.state)
+    found.state = _same_size(clean_state_dict(found.state), found.state)
     if offsets := [name for name in found.state if re.match(r'(backbone\.)?biases\.', name)]:
         raise WeightsError(
             f'a checkpoint of mmseg_davpt whose biases were tuned apart ({offsets[0]} ...): its trunk alone is not '
@@ -105,11 +105,13 @@ def _take_part(checkpoint: Any) -> Encoder:
         if part is None:
             break
         beside = sorted(str(key) for key in checkpoint if key != part)
-        taken.append(f"'{part}'" + (f' (beside {", ".join(beside[:6])})' if beside else ''))
+        taken.append(f"'{part}'" + (f' (beside {", ".join(beside)})' if beside else ''))
         checkpoint = checkpoint[part]
     tensors = {k: t for k, t in checkpoint.items() if isinstance(t, Tensor)} if isinstance(checkpoint, Mapping) else {}
     if not tensors:
-        held = f'{", ".join(map(str, checkpoint))}' if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        held = (
+            ', '.join(map(str, list(checkpoint)[:6])) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        )
         raise WeightsError(f'no tensors in it, only: {held}. Known parts are {", ".join(_PARTS)}')
     skipped = [str(name) for name in checkpoint if name not in tensors]
     return Encoder({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, taken, skipped)
@@ -121,21 +123,27 @@ def _rename(found: Encoder, trunk: nn.Module) -> None:
         found.taken.append('OpenMMLab names')
         for pattern, replacement in _OPENMMLAB:
             state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
-        if 'patch_embed.proj.bias' not in state and 'patch_embed.proj.bias' in own:
-            # mmseg's ViT has none unless patch_bias=True; without is the same as zero.
-            found.taken.append('zeros as patch_embed.proj.bias, of which it has none')
-            state['patch_embed.proj.bias'] = torch.zeros_like(own['patch_embed.proj.bias'])
     blocks = [name for name in state if name.startswith('blocks.')]
     if blocks and all(re.match(r'blocks\.\d+\.\d+\.', name) for name in blocks):
         # DINOv2 trained in chunks; the second number counts through.
         state = {re.sub(r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.', name): tensor for name, tensor in state.items()}
     if 'blocks.0.ls1.gamma' in own:  # DeiT III
         state = {re.sub(r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma', n): t for n, t in state.items()}
-    found.state = state
+    found.state = _same_size(state, found.state)
+
+
+def _same_size(renamed: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if len(renamed) < len(state):
+        raise WeightsError(f'{len(state) - len(renamed)} of its tensors are there twice, under two spellings of a name')
+    return renamed
 
 
 def _fill_in(found: Encoder, trunk: nn.Module) -> None:
     own, state = trunk.state_dict(), found.state
+    if 'OpenMMLab names' in found.taken and 'patch_embed.proj.bias' in own.keys() - state.keys():
+        # mmseg's ViT has none unless patch_bias=True; without is the same as zero.
+        found.taken.append('zeros as patch_embed.proj.bias, of which it has none')
+        state['patch_embed.proj.bias'] = torch.zeros_like(own['patch_embed.proj.bias'])
     tables = [name for name in own if name.endswith('.attn.relative_position_bias_table')]
     shared = 'rel_pos_bias.relative_position_bias_table'
     if shared in state and shared not in own and tables:  # BEiT's pre-training; its fine-tuning repeats it likewise
@@ -144,16 +152,18 @@ def _fill_in(found: Encoder, trunk: nn.Module) -> None:
         state.update({name: table.clone() for name in tables})
         found.skipped += [name for name in state if name.startswith('rel_pos_bias.')]
         found.state = state = {name: tensor for name, tensor in state.items() if not name.startswith('rel_pos_bias.')}
-    if 'storage_tokens' in state:  # DINOv3; timm's filter drops biases for which the model has no place
-        for name in [name for name in state if name.endswith('.attn.qkv.bias')]:
-            if name.replace('qkv.bias', 'q_bias') not in own:
-                q, _, v = state.pop(name).chunk(3)  # the key's bias is masked in DINOv3
-                if q.any() or v.any():
-                    raise WeightsError(
-                        f'{name} is not zero, but the trunk has no such bias. Build the one that has: the arch whose '
-                        'name ends in _qkvb'
-                    )
-                found.skipped.append(name)
+    biases = [name for name in state if name.endswith('.attn.qkv.bias')] if 'storage_tokens' in state else []
+    if biases:  # DINOv3; timm's filter drops what the model has no place for
+        found.taken.append('without biases of keys, which DINOv3 masks')
+    for name in biases:
+        if name.replace('qkv.bias', 'q_bias') not in own:
+            q, _, v = state.pop(name).chunk(3)
+            if q.any() or v.any():
+                raise WeightsError(
+                    f'{name} is not zero, but the trunk has no such bias. Build the one that has: the arch whose name '
+                    'ends in _qkvb'
+                )
+            found.skipped.append(name)
 
 
 def read_npz(path: Path, trunk: nn.Module) -> Encoder:
