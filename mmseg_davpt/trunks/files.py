@@ -1,0 +1,166 @@
+"""Weight files -> tensors: safetensors, torch, TorchScript and NumPy archives, told apart by content, never by name.
+
+Nothing here runs code out of a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+class WeightsError(RuntimeError):
+    """Pretrained weights are missing, unreadable, or do not belong to this trunk."""
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a file is a NumPy archive, as Google publishes its ViTs.
+
+    Raises:
+        WeightsError: There is no such file.
+    """
+    return _kind(path) == 'npz'
+
+
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds: a mapping, mostly nested, with tensors in it.
+
+    Args:
+        path: A safetensors, torch or TorchScript file under any name.
+
+    Raises:
+        WeightsError: No such file, none of these formats, damaged, or a file that would have to run code.
+    """
+    kind = _kind(path)
+    try:
+        if kind == 'safetensors':
+            return load_file(path)
+        if kind == 'torchscript':
+            return _read_torchscript(path)
+        with torch.serialization.safe_globals(_harmless()), path.open('rb') as file:  # of a path, the name decides
+            return torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways
+        raise WeightsError(f'Cannot read weights from {path}: {_reason(path, kind, error)}') from error
+
+
+def _kind(path: Path) -> str:
+    if not path.is_file():
+        raise WeightsError(
+            f"No pretrained weights at {path}. Give an existing file, pretrained=True for timm's hub, or get "
+            'them with tools/get_weights.py.'
+        )
+    with path.open('rb') as file:
+        start = file.read(9)
+    if start[8:] == b'{':  # the size of a JSON header, then the header
+        return 'safetensors'
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith('.npy') for name in names):
+            return 'npz'
+        if any(name.endswith('/constants.pkl') for name in names):
+            return 'torchscript'
+    return 'torch'
+
+
+def _harmless() -> list[Any]:
+    """Plain types beside the tensors: argparse's options, and what mmengine logs (see ``compat``)."""
+    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]  # their home moved in numpy 2
+    dtypes = [type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'u4', 'u1', 'b1')]
+    # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, NAME); only types of this list can be called.
+    return [argparse.Namespace, HistoryBuffer, getattr, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+
+
+def _reason(path: Path, kind: str, error: Exception) -> str:
+    if kind == 'torch' and not zipfile.is_zipfile(path):
+        start = path.read_bytes()[:24]
+        if start[:1] != b'\x80':  # of every pickle, hence of every old torch file
+            return (
+                f'it is no safetensors, torch or .npz file, it starts with {start!r}. Was the download cut short, or '
+                'is it a web page or a pointer of Git LFS?'
+            )
+    if blocked := re.search(r'GLOBAL (\S+)', str(error)):
+        return (
+            f'beside tensors it holds objects whose loading would run code ({blocked[1]}). If you trust the file, save '
+            "its tensors alone: torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], NEW_FILE)"
+        )
+    return f'{type(error).__name__}: {error}'
+
+
+_STORAGES = {
+    'FloatStorage': torch.float32,
+    'HalfStorage': torch.float16,
+    'BFloat16Storage': torch.bfloat16,
+    'DoubleStorage': torch.float64,
+    'LongStorage': torch.int64,
+    'IntStorage': torch.int32,
+    'BoolStorage': torch.bool,
+}
+
+
+class _Inert:
+    """Stands in for every class that a TorchScript archive names: keeps attributes, does nothing."""
+
+    def __init__(self, *args: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None:
+        self.__dict__.update(state if isinstance(state, Mapping) else {})
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Resolves no global but tensors and dicts, so that it cannot run anything.
+
+    ``torch.load(weights_only=True)`` takes no TorchScript archive and ``torch.jit.load`` builds the module with its
+    code; OpenAI published CLIP in no other form.
+    """
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(archive.open(f'{root}/data.pkl'))
+        self.archive, self.root = archive, root
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
+            return lambda storage, offset, size, stride, *_: torch.as_strided(storage, size, stride, offset).clone()
+        if (module, name) == ('collections', 'OrderedDict'):
+            return OrderedDict
+        if module == 'torch' and name in _STORAGES:
+            return _STORAGES[name]
+        return _Inert
+
+    def persistent_load(self, pid: tuple) -> Tensor:
+        _, dtype, key, _, numel = pid
+        if key not in self.storages:
+            data = bytearray(self.archive.read(f'{self.root}/data/{key}'))
+            self.storages[key] = torch.frombuffer(data, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
+        return self.storages[key]
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    with zipfile.ZipFile(path) as archive:
+        root = next(name for name in archive.namelist() if name.endswith('/constants.pkl')).rsplit('/', 1)[0]
+        if f'{root}/byteorder' in archive.namelist() and archive.read(f'{root}/byteorder') != b'little':
+            raise ValueError('it was written on a big-endian machine')
+        return dict(_flatten(_TensorUnpickler(archive, root).load(), ''))
+
+
+def _flatten(module: object, prefix: str) -> list[tuple[str, Tensor]]:
+    found = []
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            found.append((prefix + name, value))
+        elif isinstance(value, _Inert):
+            found += _flatten(value, f'{prefix}{name}.')
+    return found
