@@ -182,6 +182,23 @@ def _learning(model):
     return {name for name, parameter in model.trunk.named_parameters() if parameter.requires_grad}
 
 
+@pytest.mark.parametrize('arch', ARCHS)
+def test_weights_of_the_family_load(small, arch, tmp_path):
+    """A file of timm's own model, classifier and all, fills the trunk; the hub gives the same tensors."""
+    options = {} if is_beit(arch) else dict(dynamic_img_size=True)
+    source = small(arch, num_classes=10, img_size=image_size(arch), **options)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.normal_()
+    torch.save(source.state_dict(), tmp_path / 'w.pth')
+    model = PromptedViT(arch, str(tmp_path / 'w.pth'), img_size=image_size(arch), out_indices=(2,), norm_taps=False)
+    model.init_weights()
+    expected = source.state_dict()
+    for name, tensor in model.trunk.state_dict().items():
+        name = name if name in expected else name.replace('norm.', 'fc_norm.')
+        assert torch.equal(tensor, expected[name]), name
+
+
 def test_norm_behind_the_pooling_becomes_the_final_norm(small):
     model = build('eva02_base_patch14_224.mim_in22k', tuning='frozen').eval()
     raw = build('eva02_base_patch14_224.mim_in22k', tuning='frozen', norm_taps=False).eval()

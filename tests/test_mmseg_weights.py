@@ -103,6 +103,19 @@ def test_backbone_option(tmp_path):
         torch.testing.assert_close(backbone.train()(x)[-1], model.backbone(x)[-1], rtol=1e-4, atol=1e-4)
 
 
+def test_without_final_norm_through_the_config(tmp_path):
+    """mmseg's stock ViT has none: norm_taps=False needs none, and the taps are mmseg's."""
+    model = stock_segmentor(patch_bias=True, final_norm=False)
+    path = save(model, tmp_path / 'w.pth')
+    backbone = PromptedViT('test_vit', path, out_indices=(2, 5), tuning='frozen', norm_taps=False)
+    backbone.init_weights()
+    x = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.train()(x)[-1], model.backbone(x)[-1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(WeightsError, match='no final norm.*norm_taps=False'):
+        PromptedViT('test_vit', path, out_indices=(2, 5), tuning='frozen').init_weights()
+
+
 def test_beit_of_mmseg(tmp_path):
     sizes = dict(img_size=(32, 32), patch_size=8, num_heads=2, init_values=0.1)
     options = dict(embed_dims=32, num_layers=2, norm_cfg=dict(type='LN', eps=1e-6), out_indices=(0, 1))
@@ -139,6 +152,12 @@ class TestOwnCheckpoints:
         assert 'backbone.trunk.*' in line
         assert 'skipped: backbone.prompts (6 tensors), decode_head.conv_seg.weight.' in line
 
+    @pytest.mark.parametrize(('tuning', 'part'), [('lora', r'lora\.0\.q'), ('adaptformer', r'adapters\.0\.down')])
+    def test_what_was_tuned_beside_the_trunk_is_not_lost(self, tmp_path, tuning, part):
+        _, path = self.checkpoint(tmp_path / 'w.pth', tuning)
+        with pytest.raises(WeightsError, match=rf'backbone\.{part}.*not what was trained'):
+            load_trunk_weights(build_trunk('test_vit'), 'test_vit', path)
+
     def test_split_biases_are_merged_first(self, tmp_path):
         """A trunk without its tuned biases is not what was trained; merged, it is."""
         model, path = self.checkpoint(tmp_path / 'w.pth', 'davpt_plus')
@@ -148,6 +167,7 @@ class TestOwnCheckpoints:
         torch.save(merged, tmp_path / 'merged.pth')
         trunk = build_trunk('test_vit')
         load_trunk_weights(trunk, 'test_vit', str(tmp_path / 'merged.pth'))
-        bias = model.trunk.blocks[3].attn.qkv.bias + model.biases['3']()
+        offsets = model.biases['3']
+        bias = model.trunk.blocks[3].attn.qkv.bias + torch.cat([torch.zeros(64), offsets['k'], offsets['v']])
         assert torch.equal(trunk.blocks[3].attn.qkv.bias, bias)
         assert not torch.equal(bias, model.trunk.blocks[3].attn.qkv.bias)

@@ -36,8 +36,8 @@ class PromptedViT(BaseModule):
 
     Args:
         arch: timm name, e.g. ``vit_base_patch16_224.augreg_in21k``.
-        pretrained: ``True`` for timm's hub, a path, or ``False``. Read by :meth:`init_weights`, never here: a model
-            that gets a full checkpoint asks no hub and no file.
+        pretrained: ``True`` for timm's hub, a path (formats: ``docs/weights.md``), or ``False``. Read by
+            :meth:`init_weights`, never here: a model that gets a full checkpoint asks no hub and no file.
         img_size: Size in pixels that the position table is made for; ``None`` keeps the pretrained table. Every input
             size works with either.
         out_indices: Blocks whose outputs are handed on, ascending; negative ones count from the end.
@@ -207,7 +207,8 @@ class PromptedViT(BaseModule):
         if self.init_cfg is not None:
             super().init_weights()
         if self.pretrained:
-            print_log(load_trunk_weights(self.trunk, self.arch, self.pretrained), logger='current')
+            unused = () if self.norm_taps else ('norm.weight', 'norm.bias')
+            print_log(load_trunk_weights(self.trunk, self.arch, self.pretrained, unused), logger='current')
             self._weights_loaded = True
 
     def require_weights(self) -> None:

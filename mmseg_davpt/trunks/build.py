@@ -53,7 +53,8 @@ def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_p
             f'arch={arch!r}: {reason}. Prompts join pre-norm blocks with full attention: ViT, DeiT, DINO, DINOv2, '
             'DINOv3, MAE, MoCo-v3, CLIP, SigLIP, EVA-02, BEiT (docs/backbones.md).'
         )
-    if isinstance(trunk.norm, nn.Identity):
+    trunk.pooled_norm = not isinstance(trunk.fc_norm, nn.Identity)
+    if trunk.pooled_norm:
         trunk.norm, trunk.fc_norm = trunk.fc_norm, nn.Identity()
     return trunk
 

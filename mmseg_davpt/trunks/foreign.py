@@ -78,10 +78,11 @@ def find_encoder(checkpoint: Any, trunk: nn.Module) -> Encoder:
     """
     found = _take_part(checkpoint)
     found.state = _same_size(clean_state_dict(found.state), found.state)
-    if offsets := [name for name in found.state if re.match(r'(backbone\.)?biases\.', name)]:
+    if beside := [name for name in found.state if re.match(r'(backbone\.)?(biases|lora|adapters)\.', name)]:
         raise WeightsError(
-            f'a checkpoint of mmseg_davpt whose biases were tuned apart ({offsets[0]} ...): its trunk alone is not '
-            'what was trained. Merge them: torch.save(model.backbone.merged_trunk(), FILE), then pretrained=FILE'
+            f'a checkpoint of mmseg_davpt that tuned more than prompts beside its trunk ({beside[0]} ...): its trunk '
+            'alone is not what was trained. Merge biases and LoRA: torch.save(model.backbone.merged_trunk(), FILE), '
+            'then pretrained=FILE; adapters cannot be merged'
         )
     prefix = next((prefix for prefix in _ENCODERS if any(name.startswith(prefix) for name in found.state)), '')
     if prefix:
@@ -91,11 +92,19 @@ def find_encoder(checkpoint: Any, trunk: nn.Module) -> Encoder:
         found.state = {n.removeprefix(strip): t for n, t in found.state.items() if n.startswith(prefix)}
     _rename(found, trunk)
     _fill_in(found, trunk)
+    found.state = name_final_norm(found.state, trunk)
     own = {name.split('.')[0] for name in trunk.state_dict()}
     heads = [name for name in found.state if is_head(name) and name.split('.')[0] not in own]
     found.skipped += [f'{prefix if prefix != "visual." else ""}{name}' for name in heads]
     found.state = {name: tensor for name, tensor in found.state.items() if name not in heads}
     return found
+
+
+def name_final_norm(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
+    """Call the norm that timm puts behind the pooling as ``build_trunk`` does, where it made it the final norm."""
+    if not getattr(trunk, 'pooled_norm', False) or 'norm.weight' in state:
+        return state
+    return {re.sub(r'^fc_norm\.', 'norm.', name): tensor for name, tensor in state.items()}
 
 
 def _take_part(checkpoint: Any) -> Encoder:

@@ -12,7 +12,7 @@ import timm
 from torch import Tensor, nn
 
 from .files import WeightsError, is_npz, read_checkpoint
-from .foreign import Encoder, find_encoder, is_head, read_npz
+from .foreign import Encoder, find_encoder, is_head, name_final_norm, read_npz
 
 _SHOWN = 6  # tensors named in an error before it says how many more there are
 
@@ -138,6 +138,7 @@ def _convert(found: Encoder, trunk: nn.Module, source: str) -> None:
         kept = {tensor.data_ptr() for tensor in found.state.values()}
         found.skipped += [n for n, t in before.items() if t.data_ptr() not in kept and not _RESIZED.search(n)]
     own = trunk.state_dict()
+    found.state = name_final_norm(found.state, trunk)
     norm = () if 'norm.weight' in own else ('norm.weight', 'norm.bias')  # a trunk that ends without one
     left = [n for n in found.state if n not in own and (n in norm or n == 'mask_token' or is_head(n))]
     found.skipped += left
