@@ -112,7 +112,7 @@ def test_without_final_norm_through_the_config(tmp_path):
     x = torch.randn(1, 3, 160, 160)
     with torch.no_grad():
         torch.testing.assert_close(backbone.train()(x)[-1], model.backbone(x)[-1], rtol=1e-4, atol=1e-4)
-    with pytest.raises(WeightsError, match='no final norm.*norm_taps=False'):
+    with pytest.raises(WeightsError, match=r'no final norm.*norm_taps=False'):
         PromptedViT('test_vit', path, out_indices=(2, 5), tuning='frozen').init_weights()
 
 
