@@ -14,6 +14,15 @@ from mmseg_davpt.tuning import build_shapes
 CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Two threads that wait for each other on a busy machine make these tiny steps twenty times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def shrink(model):
     """Narrow a config's model to timm's test_vit: the same structure with other widths. Returns it."""
     width = build_shapes(model.backbone).embed_dims

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, free_port, run, tool
 from mmengine.structures import PixelData
 from mmseg.apis import init_model
+from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 
 import mmseg_davpt
@@ -64,7 +65,11 @@ class TestConfigs:
     """What a test does to a config, stock or not."""
 
     def test_stock_metric_keeps_its_classes(self):
-        for evaluator in (dict(type='IoUMetric'), [dict(type='mmseg.IoUMetric'), dict(type='CityscapesMetric')]):
+        for evaluator in (
+            dict(type='IoUMetric'),
+            dict(type=IoUMetric),
+            [dict(type='mmseg.IoUMetric'), dict(type='CityscapesMetric')],
+        ):
             cfg = load_config(ADE)
             cfg.test_evaluator = evaluator
             prepare_test(cfg, masks='there')

@@ -96,13 +96,17 @@ def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = Non
     if multi_scale and not ('tta_pipeline' in cfg and 'tta_model' in cfg):
         raise ValueError('--tta: the config has no tta_pipeline or tta_model')
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, Sequence) else [cfg.test_evaluator]
-    metrics = [metric for metric in evaluators if METRICS.get(str(metric.type)) is IoUMetric]
+    metrics = [metric for metric in evaluators if _class_of(metric.type) is IoUMetric]
     for metric in metrics:
         metric.type = 'mmseg.PerClassIoUMetric'
         if masks:
             metric.output_dir = masks
     if masks and not metrics:
         raise ValueError('--out: IoUMetric writes the masks, but test_evaluator has none')
+
+
+def _class_of(kind: str | type) -> type | None:
+    return METRICS.get(kind) if isinstance(kind, str) else kind
 
 
 def run_single_scale(runner: Runner, cfg: Config) -> dict:
