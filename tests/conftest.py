@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get('MMSEG_DAVPT_SHARED', ROOT.parent / 'shared'))
 DIMS, DEPTH, PATCH = 64, 6, 16  # of timm's test_vit
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two processes share two cores; threads that wait for each other make tiny steps slow
 
 
 @pytest.fixture(autouse=True)

@@ -14,15 +14,6 @@ from mmseg_davpt.tuning import build_shapes
 CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Two threads that wait for each other on a busy machine make these tiny steps twenty times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def shrink(model):
     """Narrow a config's model to timm's test_vit: the same structure with other widths. Returns it."""
     width = build_shapes(model.backbone).embed_dims
@@ -156,3 +147,14 @@ def test_data_root_reaches_every_loader(tmp_path):
     cfg = load_config(ROOT / 'configs/davpt_upernet_camvid.py', {'data_root': str(tmp_path)})
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.data_root == str(tmp_path)
+
+
+def test_data_root_reaches_wrapped_datasets(tmp_path):
+    path = tmp_path / 'repeated.py'
+    path.write_text(f"""
+_base_ = {str(ROOT / 'configs/davpt_upernet_camvid.py')!r}
+__inner = dict(type='CamVidDataset', data_root='data/camvid', pipeline=[])
+train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=3, dataset=__inner))
+""")
+    cfg = load_config(path, {'data_root': 'elsewhere'})
+    assert cfg.train_dataloader.dataset.dataset.data_root == 'elsewhere'

@@ -98,7 +98,7 @@ def load_suite(path: str | Path) -> Suite:
         ValueError: A name is missing or unknown, or the baseline is none of the methods.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f'no suite at {path}; those of the project are in configs/compare/')
+        raise FileNotFoundError(f'no suite at {path}; those of the project are in suites/')
     names = Config.fromfile(path).to_dict()
     try:
         suite = Suite(**names)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from ..datasets.check import leaf_datasets
+
 
 def load_config(path: str | Path, options: Mapping | None = None, work_dir: str | None = None) -> Config:
     """Read a config as mmseg's tools do.
@@ -32,9 +34,9 @@ def load_config(path: str | Path, options: Mapping | None = None, work_dir: str 
         cfg.merge_from_dict(dict(options))
     if root is not None and cfg.data_root != root:
         for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            dataset = (cfg.get(loader) or {}).get('dataset') or {}
-            if dataset.get('data_root') == root:
-                dataset['data_root'] = cfg.data_root
+            for dataset in leaf_datasets((cfg.get(loader) or {}).get('dataset') or {}):
+                if dataset.get('data_root') == root:
+                    dataset['data_root'] = cfg.data_root
     if work_dir is not None:
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:

@@ -1,6 +1,6 @@
-# Learning rates of what learns in the trunk: three a method, on the selection slice, one seed. The head's rate (4e-3) is
-# the same for all and was searched with the head alone.
-config = 'configs/compare/camvid_linear.py'
+# Learning rates of what learns in the trunk: three a method, on the selection slice, one seed. The head's rate (4e-3)
+# is the same for all and was searched with the head alone.
+config = 'configs/davpt_linear_camvid.py'
 common = {}
 __rates = {
     'VPT-Deep': ({'model.backbone.tuning': 'vpt_deep'}, (2e-3, 5e-3, 1.25e-2)),

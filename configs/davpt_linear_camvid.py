@@ -1,0 +1,29 @@
+# The frame of the comparisons (suites/): a linear head on the last map, bfloat16 on a CPU, averaged weights at the end.
+_base_ = [
+    './_base_/models/davpt_linear_vit-s14.py',
+    './_base_/datasets/camvid_168x224.py',
+    './_base_/schedules/adamw_cpu.py',
+    './_base_/default_runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(size=(168, 224)),
+    guidance=dict(num_classes=11),
+    decode_head=dict(num_classes=11),
+)
+optim_wrapper = dict(
+    type='CpuAmpOptimWrapper',
+    # All that learns in the backbone: a suite searches lr_mult for each method.
+    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.25, decay_mult=0.0))),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=20, end=400, by_epoch=False),
+]
+train_cfg = dict(max_iters=400)
+default_hooks = dict(checkpoint=dict(interval=100))
+custom_hooks = [
+    dict(type='StepSeedHook'),
+    dict(type='ParamReportHook'),
+    dict(type='PromptAssignmentHook', num_batches=40),
+    dict(type='EMAHook', momentum=0.01),
+]
