@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Mapping
@@ -71,10 +72,16 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
     # mmengine would call torch.cuda.set_device, wrap the model for device LOCAL_RANK, and SyncBN needs a GPU.
     if not dist.is_initialized():
         dist.init_process_group('gloo')
+        atexit.register(_leave)  # or gloo's threads may abort a process that has finished
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     _replace_sync_bn(cfg.model)
     threads = max(1, (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
     torch.set_num_threads(threads)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _replace_sync_bn(node: object) -> None:
