@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from ..trunks import QKV, projection
+from ..trunks import projection
 from .prompts import Prompts
 
 
@@ -80,10 +80,8 @@ class PromptedAttention:
             raise NotImplementedError('prompts join full attention only: no attn_mask, no is_causal')
         attn = self.block.attn
         # Each apart, because a fused output would stay alive for backward beside the concatenated keys and values.
-        q, k, v = (self._heads(self.project(x, part)) for part in QKV)
-        q, k = self._norm('q_norm', q), self._norm('k_norm', k)
-        if rope is not None:
-            q, k = (self._rotate(tokens, rope).type_as(v) for tokens in (q, k))
+        v = self._heads(self.project(x, 'v'))
+        q, k = (tokens.type_as(v) for tokens in self._queries_and_keys(x, rope))
         bias = _position_bias(attn, shared_rel_pos_bias)
         prompts = None
         if self.prompts is not None and self.prompts.enabled:
@@ -110,6 +108,29 @@ class PromptedAttention:
         if part in self.biases:
             bias = bias + self.biases[part]
         return F.linear(x, weight, bias)
+
+    @torch.no_grad()
+    def attention_to_prompts(self, x: Tensor, rope: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Share of each patch's attention that each prompt gets, ``(B, N, M)``, mean over the heads; for diagnosis.
+
+        Args:
+            x: What the attention module gets, ``(B, T + N, D)``.
+            rope: Rotary codes, as the module gets them.
+            bias: Relative positions that blocks share, as the module gets them.
+        """
+        q, k = self._queries_and_keys(x, rope)
+        k_prompts, _ = self._keys_and_values(self.block.norm1(self.prompts(self.index)))
+        k = torch.cat([k_prompts.to(k.dtype).expand(len(x), -1, -1, -1), k], dim=2)
+        scores = q[:, :, self.num_prefix_tokens :] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if (positions := _position_bias(self.block.attn, bias)) is not None:
+            scores[..., k_prompts.shape[-2] :] += positions[:, :, self.num_prefix_tokens :]
+        return scores.softmax(dim=-1)[..., : k_prompts.shape[-2]].mean(dim=1)
+
+    def _queries_and_keys(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of prefix and patches, normed and rotated as the trunk does, ``(B, H, T + N, d)``."""
+        q, k = (self._heads(self.project(x, part)) for part in 'qk')
+        q, k = self._norm('q_norm', q), self._norm('k_norm', k)
+        return (q, k) if rope is None else (self._rotate(q, rope), self._rotate(k, rope))
 
     def _heads(self, x: Tensor) -> Tensor:
         """``(..., N, D)`` -> ``(..., H, N, d)``."""
