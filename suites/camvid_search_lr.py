@@ -1,25 +1,27 @@
-# Learning rates of what learns in the trunk: three a method, on the selection slice, one seed. The head's rate (4e-3)
-# is the same for all and was searched with the head alone.
+# Learning rates of what learns in the trunk: three a method, on the selection slice, one seed. The head's rate is the
+# same for all; its three are tried with the head alone.
 config = 'configs/davpt_linear_camvid.py'
-common = {}
-__rates = {
-    'VPT-Deep': ({'model.backbone.tuning': 'vpt_deep'}, (2e-3, 5e-3, 1.25e-2)),
-    'full': ({'model.backbone.tuning': 'full'}, (2e-5, 6e-5, 2e-4)),
-    'LoRA q,v': ({'model.backbone.tuning': 'lora'}, (5e-4, 2e-3, 8e-3)),
-    'bias': ({'model.backbone.tuning': 'bias'}, (1e-3, 4e-3, 1.6e-2)),
-    'VPT + bias': ({'model.backbone.tuning': 'vpt_bias'}, (1e-3, 4e-3, 1.6e-2)),
-    'AdaptFormer': ({'model.backbone.tuning': 'adaptformer'}, (5e-4, 2e-3, 8e-3)),
+common = {'model.guidance': None}
+__head = 4e-3
+__tried = {
+    'VPT-Deep': ('vpt_deep', (1.25e-3, 5e-3, 2e-2)),
+    'VPT + bias': ('vpt_bias', (1e-3, 4e-3, 1.6e-2)),
+    'bias': ('bias', (1e-3, 4e-3, 1.6e-2)),
+    'LoRA q,v': ('lora', (5e-4, 2e-3, 8e-3)),
+    'LoRA qkv+proj': ('lora_all', (5e-4, 2e-3, 8e-3)),
+    'AdaptFormer': ('adaptformer', (5e-4, 2e-3, 8e-3)),
+    'full': ('full', (2e-5, 6e-5, 2e-4)),
 }
-methods = {'head only': {'model.backbone.tuning': 'frozen', 'model.guidance': None}}
-for __rate in (1e-3, 1.6e-2):
-    methods[f'head only, {__rate:g}'] = {**methods['head only'], 'optim_wrapper.optimizer.lr': __rate}
-for __name, (__options, __tried) in __rates.items():
-    for __rate in __tried:
+methods = {
+    f'head only, {__rate:g}': {'model.backbone.tuning': 'frozen', 'optim_wrapper.optimizer.lr': __rate}
+    for __rate in (1e-3, __head, 1.6e-2)
+}
+for __name, (__tuning, __rates) in __tried.items():
+    for __rate in __rates:
         methods[f'{__name}, {__rate:g}'] = {
-            **__options,
-            'model.guidance': None,
-            'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': __rate / 4e-3,
+            'model.backbone.tuning': __tuning,
+            'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': __rate / __head,
         }
 seeds = (0,)
-baseline = 'head only'
+baseline = 'head only, 0.004'
 select = True

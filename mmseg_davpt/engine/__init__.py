@@ -2,7 +2,7 @@
 
 from .assignment_hook import PromptAssignmentHook
 from .hooks import ParamReportHook, StepSeedHook
-from .launch import enable_amp, load_config, prepare_launcher
+from .launch import enable_amp, leave_process_group, load_config, prepare_launcher
 from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
 from .pictures import PictureGridHook
 from .testing import (
@@ -25,6 +25,7 @@ __all__ = [
     'TunedOptimWrapperConstructor',
     'draw_predictions',
     'enable_amp',
+    'leave_process_group',
     'load_config',
     'prepare_launcher',
     'prepare_test',

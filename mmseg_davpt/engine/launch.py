@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,15 +73,21 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
     # mmengine would call torch.cuda.set_device, wrap the model for device LOCAL_RANK, and SyncBN needs a GPU.
     if not dist.is_initialized():
         dist.init_process_group('gloo')
-        atexit.register(_leave)  # or gloo's threads may abort a process that has finished
+        atexit.register(leave_process_group)
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     _replace_sync_bn(cfg.model)
     threads = max(1, (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
     torch.set_num_threads(threads)
 
 
-def _leave() -> None:
+def leave_process_group() -> None:
+    """End gloo's threads before the interpreter ends, which else may abort a process that has finished its work.
+
+    A thread that is just putting away its last collective wants Python's lock, which joining it would hold: it gets a
+    moment first. Seen with torch 2.13, on busy machines.
+    """
     if dist.is_initialized():
+        time.sleep(0.2)
         dist.destroy_process_group()
 
 
