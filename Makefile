@@ -5,7 +5,7 @@ RUN := work_dirs/davpt_upernet_miniscenes
 CONFIG := configs/davpt_upernet_miniscenes.py
 WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 
-STACKLESS := download fetch foreign_weights guidance_functions prepare_dataset weight_files
+STACKLESS := download fetch foreign_weights guidance_functions prepare_dataset
 
 .PHONY: train test test-upstream lint format clean
 

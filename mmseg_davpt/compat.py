@@ -128,12 +128,15 @@ def _allow_upstream_checkpoints() -> None:
     """
     if not installed('mmengine') or not hasattr(torch.serialization, 'add_safe_globals'):
         return
+    torch.serialization.add_safe_globals(checkpoint_types())
+
+
+def checkpoint_types() -> list[Any]:
+    """Plain types beside the tensors in mmengine's checkpoints: its HistoryBuffer, and numpy arrays."""
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    reconstruct = np.zeros(1).__reduce__()[0]  # its home moved from numpy.core to numpy._core in numpy 2
-    dtypes = [type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'u1', 'b1')]
-    scalar = np.float64(0).__reduce__()[0]
+    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]  # their home moved in numpy 2
+    dtypes = [type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'u4', 'u1', 'b1')]
     # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, NAME); only allowed names can be called with it.
-    allowed = [HistoryBuffer, getattr, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
-    torch.serialization.add_safe_globals(allowed)
+    return [HistoryBuffer, getattr, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]

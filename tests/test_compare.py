@@ -79,7 +79,7 @@ config = {root!r} + '/configs/davpt_upernet_miniscenes.py'
 common = {common}
 methods = {{
     'head only': {{'model.backbone.tuning': 'frozen', 'model.guidance': None}},
-    'DA-VPT': {{'model.backbone.tuning': 'davpt'}},
+    'DA-VPT': {{'model.backbone.tuning': 'davpt', 'custom_hooks': {hooks}}},
 }}
 seeds = (3,)
 baseline = 'head only'
@@ -91,7 +91,8 @@ fraction = {fraction}
 def write_suite(path, select=False, fraction=1.0):
     common = load_suite(ROOT / 'suites/quick.py').common
     common = {**common, 'train_cfg.max_iters': 4, 'default_hooks.checkpoint.interval': 2}
-    path.write_text(SUITE.format(root=str(ROOT), common=common, select=select, fraction=fraction))
+    hooks = [dict(type='PromptAssignmentHook'), dict(type='AttentionMassHook', num_batches=2)]
+    path.write_text(SUITE.format(root=str(ROOT), common=common, select=select, fraction=fraction, hooks=hooks))
     return path
 
 
@@ -121,6 +122,10 @@ def test_a_suite_runs_once_and_goes_on(tmp_path, scenes):
     assert rows[1]['tuned_trunk'] == 6 * 4 * 64
     assert rows[0]['tuned_heads'] == rows[1]['tuned_heads'] > 0
     assert rows[0]['eval_images'] == 3
+    assert 'attention_after' not in rows[0]
+    before, after = rows[1]['attention_before'], rows[1]['attention_after']
+    assert before.keys() == after.keys() == {'to_prompts', 'to_own', 'own_by_chance', 'bits'}
+    assert before != after
     assert set(rows[0]['versions']) >= {'torch', 'timm', 'mmseg_davpt'}
     assert '| DA-VPT | 1 |' in (out / 'table.md').read_text()
     # A finished cell is not run again; one without its row is, from its last checkpoint.

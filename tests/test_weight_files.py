@@ -1,5 +1,6 @@
 """Files are told apart by content; none of them runs code; damaged ones say what is wrong."""
 
+import argparse
 import io
 import os
 import pickle
@@ -10,9 +11,11 @@ import pytest
 import timm
 import torch
 from foreign_formats import write
+from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file, save_file
 
 from mmseg_davpt.trunks import WeightsError, build_trunk, fetch, load_trunk_weights
+from mmseg_davpt.trunks.files import read_checkpoint
 
 
 @pytest.fixture
@@ -70,6 +73,16 @@ class TestFiles:
         assert not made.exists()
         pickle.loads(data.getvalue())
         assert made.exists()  # the trap works
+
+    def test_what_was_allowed_before_stays_allowed(self, source, tmp_path):
+        """Upstream's mmengine resumes with types that compat.py allowed; reading weights must not take them away."""
+        torch.save(dict(source, args=argparse.Namespace(lr=1)), tmp_path / 'w.pth')
+        before = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([HistoryBuffer]):
+            read_checkpoint(tmp_path / 'w.pth')
+            assert HistoryBuffer in torch.serialization.get_safe_globals()
+        assert argparse.Namespace not in torch.serialization.get_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
     def test_other_objects_are_named(self, source, tmp_path):
         torch.save(dict(model=source, folder=PosixPath('a')), tmp_path / 'w.pth')

@@ -1,11 +1,12 @@
 """Comparisons of tuning methods: methods x seeds in one frame, with spread and cost."""
 
-from .attention_mass import attention_mass
+from .attention_mass import AttentionMassHook, attention_mass
 from .cell import PairedHeadsHook, run_cell
 from .suite import Cell, Suite, load_suite
 from .table import format_table, plot, summarise
 
 __all__ = [
+    'AttentionMassHook',
     'Cell',
     'PairedHeadsHook',
     'Suite',

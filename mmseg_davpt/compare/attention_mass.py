@@ -3,11 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor
 
 from ..models import PromptedEncoderDecoder
+
+
+@HOOKS.register_module()
+class AttentionMassHook(Hook):
+    """Measure :func:`attention_mass` on images of the validation loader before and after training.
+
+    The figures stand in the runner's message hub, as ``attention_before`` and ``attention_after``.
+
+    Args:
+        num_batches: How many batches are looked at.
+    """
+
+    priority = 'LOW'  # behind PromptAssignmentHook
+
+    def __init__(self, num_batches: int = 20) -> None:
+        self.num_batches = num_batches
+
+    def before_train(self, runner: Runner) -> None:
+        """Measure, unless the run is resumed."""
+        if runner.iter == 0:
+            self._measure(runner, 'attention_before')
+
+    def after_train(self, runner: Runner) -> None:
+        """Measure."""
+        self._measure(runner, 'attention_after')
+
+    def _measure(self, runner: Runner, name: str) -> None:
+        loader = runner.val_loop.dataloader
+        runner.message_hub.update_info(name, attention_mass(runner.model, islice(loader, self.num_batches)))
 
 
 @torch.no_grad()

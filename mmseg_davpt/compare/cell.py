@@ -28,6 +28,7 @@ from ..tuning.report import IN_BACKBONE
 from ..version import __version__
 from .suite import config_hash
 
+_ATTENTION = ('attention_before', 'attention_after')
 FREQUENT = 0.01  # of the labelled pixels that are evaluated on
 
 
@@ -88,6 +89,7 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
         aAcc=results['metrics']['aAcc'],
         IoU={part['name']: part['IoU'] for part in results['classes']},
         **_tuned(model),
+        **{name: runner.message_hub.get_info(name) for name in _ATTENTION if name in runner.message_hub.runtime_info},
         iterations=cfg.train_cfg.max_iters,
         train_images=len(runner.train_dataloader.dataset),
         eval_images=len(runner.test_dataloader.dataset),

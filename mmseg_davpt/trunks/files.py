@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file
 from torch import Tensor
+
+from ..compat import checkpoint_types
 
 
 class WeightsError(RuntimeError):
@@ -76,11 +76,12 @@ def _kind(path: Path) -> str:
 
 
 def _harmless() -> list[Any]:
-    """Plain types beside the tensors: argparse's options, and what mmengine logs (see ``compat``)."""
-    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]  # their home moved in numpy 2
-    dtypes = [type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'u4', 'u1', 'b1')]
-    # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, NAME); only types of this list can be called.
-    return [argparse.Namespace, HistoryBuffer, getattr, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+    """Types beside tensors that a checkpoint may hold: argparse's options, and what mmengine logs.
+
+    Only those that are not allowed yet: torch would forbid them all when the context ends.
+    """
+    allowed = torch.serialization.get_safe_globals()
+    return [kind for kind in (argparse.Namespace, *checkpoint_types()) if kind not in allowed]
 
 
 def _reason(path: Path, kind: str, error: Exception) -> str:
