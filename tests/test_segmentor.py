@@ -6,6 +6,7 @@ import oracles
 import pytest
 import torch
 from conftest import DEPTH, batch, segmentor_cfg
+from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 
 from mmseg_davpt import class_prototypes, patch_label_shares
@@ -258,3 +259,31 @@ def test_other_statistics_than_the_weights_are_named(monkeypatch, arch, changes,
     cfg.data_preprocessor.update(changes)
     MODELS.build(cfg)
     assert (said == []) if names is None else all(name in said[0] for name in [arch, *names])
+
+
+@pytest.mark.parametrize('slide_batch', [None, 1, 3, 100])
+@pytest.mark.parametrize('size', [(64, 64), (70, 113), (40, 130), (150, 64)])
+@pytest.mark.parametrize('images', [1, 2])
+def test_sliding_windows_equal_mmseg_s(slide_batch, size, images):
+    """mmseg's own sequential result; windows overlap, the last one is moved back, a small image is one window."""
+    cfg = segmentor_cfg(C)
+    cfg.test_cfg = dict(mode='slide', crop_size=(64, 48), stride=(40, 31))
+    if slide_batch is not None:
+        cfg.test_cfg.slide_batch = slide_batch
+    model = MODELS.build(cfg).double().eval()
+    x, samples = batch(C, size, images)
+    with torch.no_grad():
+        found = model.slide_inference(x.double(), [sample.metainfo for sample in samples])
+        expected = EncoderDecoder.slide_inference(model, x.double(), [dict(sample.metainfo) for sample in samples])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_slide_batch_bounds_the_windows_at_a_time():
+    cfg = segmentor_cfg(C)
+    cfg.test_cfg = dict(mode='slide', crop_size=(32, 32), stride=(32, 32), slide_batch=4)
+    model, seen = MODELS.build(cfg).eval(), []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    x, samples = batch(C, (96, 96), 1)
+    with torch.no_grad():
+        model.predict(x, samples)
+    assert seen == [4, 4, 1]

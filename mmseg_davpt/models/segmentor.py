@@ -68,6 +68,35 @@ class PromptedEncoderDecoder(EncoderDecoder):
         losses.update(self.guidance(taps, self.label_shares(data_samples)))
         return losses
 
+    def slide_inference(self, inputs: Tensor, batch_img_metas: Sequence[Mapping]) -> Tensor:
+        """Logits by mmseg's sliding windows, ``test_cfg.slide_batch`` windows at a time (default: 1).
+
+        Args:
+            inputs: Normalised images, ``(B, 3, H, W)``.
+            batch_img_metas: Their meta information.
+
+        Returns:
+            ``(B, C, H, W)``, the mean over the windows that cover a pixel. Memory grows with ``slide_batch``, not with
+            the number of windows.
+        """
+        (h, w), (h_crop, w_crop), (h_stride, w_stride) = (
+            inputs.shape[-2:],
+            self.test_cfg.crop_size,
+            self.test_cfg.stride,
+        )
+        h_crop, w_crop = min(h_crop, h), min(w_crop, w)
+        windows = [(y, x) for y in _starts(h, h_crop, h_stride) for x in _starts(w, w_crop, w_stride)]
+        logits = inputs.new_zeros(len(inputs), self.out_channels, h, w)
+        counts = inputs.new_zeros(h, w)
+        number = self.test_cfg.get('slide_batch', 1)
+        for part in (windows[start : start + number] for start in range(0, len(windows), number)):
+            crops = torch.cat([inputs[:, :, y : y + h_crop, x : x + w_crop] for y, x in part])
+            metas = [{**meta, 'img_shape': crops.shape[-2:]} for meta in batch_img_metas] * len(part)
+            for (y, x), own in zip(part, self.encode_decode(crops, metas).split(len(inputs))):
+                logits[:, :, y : y + h_crop, x : x + w_crop] += own
+                counts[y : y + h_crop, x : x + w_crop] += 1
+        return logits.div_(counts)
+
     @torch.no_grad()
     def collect_prototypes(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
         """Show the guidance what classes look like to the trunk without prompts; shapes as in :meth:`loss`."""
@@ -79,6 +108,11 @@ class PromptedEncoderDecoder(EncoderDecoder):
         """Label shares of the backbone's patches, ``(B, N, C)``."""
         gt = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
         return patch_label_shares(gt, self.backbone.patch_size, self.num_classes, self.decode_head.ignore_index)
+
+
+def _starts(size: int, crop: int, stride: int) -> list[int]:
+    """Where windows begin; the last one ends with the image."""
+    return [min(index * stride, size - crop) for index in range(-(-(size - crop) // stride) + 1)]
 
 
 def _compare_statistics(preprocessor: Mapping, backbone: PromptedViT) -> None:
