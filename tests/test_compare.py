@@ -1,5 +1,6 @@
 """Comparisons: statistics by hand, paired heads and data, cells that are never run twice."""
 
+import fcntl
 import json
 import math
 import sys
@@ -7,9 +8,10 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, batch, run, segmentor_cfg
+from mmengine.runner import IterBasedTrainLoop
 from mmseg.registry import MODELS
 
-from mmseg_davpt.compare import PairedHeadsHook, attention_mass, format_table, load_suite, plot, summarise
+from mmseg_davpt.compare import PairedHeadsHook, attention_mass, format_table, load_suite, plot, run_cell, summarise
 
 
 def row(method, seed, miou, **extra):
@@ -92,6 +94,7 @@ def write_suite(path, select=False, fraction=1.0):
     common = load_suite(ROOT / 'suites/quick.py').common
     common = {**common, 'train_cfg.max_iters': 4, 'default_hooks.checkpoint.interval': 2}
     hooks = [dict(type='PromptAssignmentHook'), dict(type='AttentionMassHook', num_batches=2)]
+    hooks += [dict(type='StepSeedHook'), dict(type='EMAHook', momentum=0.1)]
     path.write_text(SUITE.format(root=str(ROOT), common=common, select=select, fraction=fraction, hooks=hooks))
     return path
 
@@ -109,6 +112,48 @@ def test_slices_of_the_training_images(tmp_path, scenes):
     assert selecting.test_dataloader.dataset.data_prefix == selecting.train_dataloader.dataset.data_prefix
     assert not any('Random' in step.type for step in selecting.test_dataloader.dataset.pipeline)
     assert part.train_dataloader.dataset.indices == [0, 4]
+
+
+def test_a_killed_cell_goes_on_to_the_same_row(tmp_path, scenes, monkeypatch):
+    """Cut off between two checkpoints; averaged weights (EMA) included, which are what is evaluated."""
+    suite = load_suite(write_suite(tmp_path / 'suite.py'))
+    cell = next(cell for cell in suite.cells() if cell.method == 'DA-VPT')
+    options = {'data_root': str(scenes)}
+    whole = run_cell(cell.config(options), cell.method, tmp_path / 'whole', keep=True)
+    step = IterBasedTrainLoop.run_iter
+
+    def cut(self, batch):
+        if self.iter == 3:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(IterBasedTrainLoop, 'run_iter', cut)
+        run_cell(cell.config(options), cell.method, tmp_path / 'cut')
+    assert not (tmp_path / 'cut/row.json').exists()
+    resumed = run_cell(cell.config(options), cell.method, tmp_path / 'cut')
+    volatile = ('seconds_per_iteration', 'peak_memory_mb')
+    assert {k: v for k, v in resumed.items() if k not in volatile} == {
+        k: v for k, v in whole.items() if k not in volatile
+    }
+    state = torch.load(tmp_path / 'whole/iter_4.pth', weights_only=False)
+    assert not torch.equal(  # averaged weights are others than the last
+        state['state_dict']['decode_head.conv_seg.weight'],
+        state['ema_state_dict']['module.decode_head.conv_seg.weight'],
+    )
+
+
+def test_a_cell_is_run_by_one_process_at_a_time(tmp_path, scenes):
+    suite, out = write_suite(tmp_path / 'suite.py'), tmp_path / 'out'
+    cell = load_suite(suite).cells()[0]
+    folder = out / 'cells' / cell.key(cell.config({'data_root': str(scenes)}))
+    folder.mkdir(parents=True)
+    with (folder / 'cell.log').open('w') as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        command = (sys.executable, ROOT / 'tools/compare.py', suite, '--out', out, '--only', cell.method)
+        code, printed = run(*command, '--cfg-options', f'data_root={scenes}', check=False)
+    assert code != 0
+    assert 'another process is running this cell' in printed
 
 
 def test_a_suite_runs_once_and_goes_on(tmp_path, scenes):
@@ -133,6 +178,7 @@ def test_a_suite_runs_once_and_goes_on(tmp_path, scenes):
     lost.unlink()
     second = run(*command, f'data_root={scenes}', cwd=tmp_path)
     assert '1 cells have finished, 1 to run' in second
+    assert rows[1]['mIoU'] != rows[0]['mIoU']
     again = json.loads(lost.read_text())
     assert again['mIoU'] == rows[1]['mIoU']
     log = (lost.parent / 'cell.log').read_text()

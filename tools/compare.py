@@ -1,6 +1,7 @@
 """Compare tuning methods: python tools/compare.py SUITE.py"""
 
 import argparse
+import fcntl
 import json
 import os
 import sys
@@ -35,6 +36,10 @@ def work(cell: Cell, options: dict, folder: Path, threads: int, keep: bool) -> d
     """Run one cell in a process of its own, silently: what it prints goes to its folder."""
     torch.set_num_threads(threads)
     log = os.open(folder / 'cell.log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+    except BlockingIOError as error:
+        raise RuntimeError('another process is running this cell') from error
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(log, stream.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import resource
@@ -18,7 +19,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import MODELS
 from torch import nn
 
@@ -73,13 +74,13 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='PairedHeadsHook')]
     cfg.train_cfg.val_interval = 10 * cfg.train_cfg.max_iters  # evaluated once, at the end
     cfg.default_hooks.checkpoint.update(max_keep_ckpts=1, save_last=True)
-    prepare_test(cfg)
-    runner = Runner.from_cfg(cfg)
-    runner.train()
+    trained = Runner.from_cfg(cfg)
+    trained.train()
     memory = _peak_memory()  # of training
-    results = run_single_scale(runner, cfg)
+    runner, results = _evaluate(cfg, folder)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     metric = next(part for part in runner.test_evaluator.metrics if getattr(part, 'areas', None) is not None)
+    hub = trained.message_hub
     row = dict(
         method=method,
         seed=cfg.randomness.seed,
@@ -89,11 +90,11 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
         aAcc=results['metrics']['aAcc'],
         IoU={part['name']: part['IoU'] for part in results['classes']},
         **_tuned(model),
-        **{name: runner.message_hub.get_info(name) for name in _ATTENTION if name in runner.message_hub.runtime_info},
+        **{name: hub.get_info(name) for name in _ATTENTION if name in hub.runtime_info},
         iterations=cfg.train_cfg.max_iters,
-        train_images=len(runner.train_dataloader.dataset),
+        train_images=len(trained.train_dataloader.dataset),
         eval_images=len(runner.test_dataloader.dataset),
-        seconds_per_iteration=round(float(np.median(runner.message_hub.get_scalar('train/time').data[0])), 4),
+        seconds_per_iteration=round(float(np.median(hub.get_scalar('train/time').data[0])), 4),
         peak_memory_mb=memory,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads',
         versions=dict(
@@ -115,6 +116,19 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
     aside.write_text(json.dumps(row, indent=2) + '\n')
     aside.rename(folder / 'row.json')
     return row
+
+
+def _evaluate(cfg: Config, folder: Path) -> tuple[Runner, dict]:
+    """Test the last checkpoint, as tools/test.py would.
+
+    Not with the runner that trained: one that was resumed and then tests forgets the averaged weights of EMAHook. In the
+    checkpoint they stand in the place of the model's own.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.load_from, cfg.resume, cfg.custom_hooks = find_latest_checkpoint(str(folder)), False, []
+    prepare_test(cfg)
+    runner = Runner.from_cfg(cfg)
+    return runner, run_single_scale(runner, cfg)
 
 
 def _tuned(model: nn.Module) -> dict[str, float]:
