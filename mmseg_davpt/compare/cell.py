@@ -121,8 +121,8 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
 def _evaluate(cfg: Config, folder: Path) -> tuple[Runner, dict]:
     """Test the last checkpoint, as tools/test.py would.
 
-    Not with the runner that trained: one that was resumed and then tests forgets the averaged weights of EMAHook. In the
-    checkpoint they stand in the place of the model's own.
+    Not with the runner that trained: one that was resumed and then tests forgets the averaged weights of EMAHook. In
+    the checkpoint they stand in the place of the model's own.
     """
     cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.resume, cfg.custom_hooks = find_latest_checkpoint(str(folder)), False, []
