@@ -331,6 +331,24 @@ def test_guidance_and_windows_compute_what_they_time():
     assert len(found.unique()) > 1
 
 
+def test_a_profile_names_what_a_case_runs():
+    step, inference = 'VPT-Deep k/v, M=20', '20 prompts, inference'
+    found = benchmark.profile_cases(Workload('test_vit', size=64), [step, inference], calls=2)
+    backward = [any('flash' in key and 'backward' in key for key in found[name]) for name in (step, inference)]
+    assert backward == [True, False]
+    for own in found.values():
+        assert list(own.values()) == sorted(own.values(), reverse=True)
+        assert own['aten::addmm'] > 0
+
+
+def test_a_profile_s_table_by_hand():
+    many = {f'small {number}': 0.001 for number in range(12)}
+    lines = benchmark.format_profile({'a': {'large': 0.088, **many}, 'b': {'large': 0.03, 'other': 0.01}}).splitlines()
+    assert lines[0] == '| operator, its own ms | a | b |'
+    assert lines[2:4] == ['| `large` | 88.0 (88.0 %) | 30.0 (75.0 %) |', '| `other` | 0.0 (0.0 %) | 10.0 (25.0 %) |']
+    assert lines[-2:] == ['| all others | 4.0 (4.0 %) | 0.0 (0.0 %) |', '| sum | 100.0 | 40.0 |']
+
+
 def test_quick(scenes, tmp_path):
     """The whole command; every case in the JSON, numbers finite, tables in the document, and a picture."""
     out, doc = tmp_path / 'benchmark', tmp_path / 'performance.md'
@@ -375,4 +393,5 @@ CONTENTS = dict(
     assignment=['gloo ranks', '**A projection, not measured**', '512 GPUs'],
     evaluation=['2000 images', 'estimated'],
     data=['workers needed'],
+    profile=['aten::addmm', 'all others'],
 )

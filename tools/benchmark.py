@@ -1,4 +1,4 @@
-"""Measure speed and memory: python tools/benchmark.py [--parts trunk guidance assignment evaluation data]"""
+"""Measure speed and memory: python tools/benchmark.py [--parts trunk guidance assignment evaluation data profile]"""
 
 import argparse
 import json
@@ -22,6 +22,7 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 ARCHS = ['vit_small_patch14_dinov2', 'vit_base_patch16_224']
 STEP_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 GPUS = (8, 64, 512)
+PROFILED = ['VPT-Deep tokens, M=100', 'VPT-Deep k/v, M=100', 'DA-VPT', 'full tuning']
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +36,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='of the CPU')
     parser.add_argument('--rounds', type=int, default=10, help='rounds that count, after one that warms up')
     parser.add_argument('--head', action='store_true', help='trunk: the same light head behind every case')
-    parser.add_argument('--only', nargs='+', choices=benchmark.CASES, metavar='CASE', help='trunk: only these cases')
+    parser.add_argument(
+        '--only', nargs='+', choices=benchmark.CASES, metavar='CASE', help='trunk, profile: these cases'
+    )
     parser.add_argument('--no-memory', action='store_true', help='trunk: time only')
     parser.add_argument('--image', type=int, nargs=2, default=[512, 683], help='evaluation: height, width')
     parser.add_argument('--slide-batch', type=int, nargs='+', default=[1, 2, 4], help='evaluation: windows at a time')
@@ -102,7 +105,12 @@ def data(args: argparse.Namespace, load: Workload, save: Callable) -> None:
     save('data', found, benchmark.format_data(found))
 
 
-PARTS = dict(trunk=trunk, guidance=guidance, assignment=assignment, evaluation=evaluation, data=data)
+def profile(args: argparse.Namespace, load: Workload, save: Callable) -> None:
+    found = benchmark.profile_cases(load, args.only or PROFILED)
+    save('profile', found, benchmark.format_profile(found))
+
+
+PARTS = dict(trunk=trunk, guidance=guidance, assignment=assignment, evaluation=evaluation, data=data, profile=profile)
 
 
 def main() -> None:
@@ -119,8 +127,10 @@ def main() -> None:
         record = dict(part=part, command=command, **environment, settings=settings, results=results)
         (out / f'{part}.json').write_text(json.dumps(record, indent=1) + '\n')
         versions = ', '.join(f'{name} {version}' for name, version in environment['versions'].items())
-        about = f'{environment["device"]}, {environment["threads"]} threads; {versions}; {args.rounds} rounds.'
-        if part in ('guidance', 'assignment', 'evaluation'):
+        attention = 'fused' if environment['fused_attention'] else 'written-out'
+        about = f'{environment["device"]}, {environment["threads"]} threads; {attention} attention; {versions}; '
+        about += f'{args.rounds} rounds.'
+        if part in ('guidance', 'assignment', 'evaluation', 'profile'):
             about += f' {load.arch}, {load.size}x{load.size}, B={load.batch}, {load.dtype}.'
         (out / f'{part}.md').write_text(f'{about}\n`{command}`\n\n{text}\n')
         if part != 'trunk':

@@ -14,6 +14,7 @@ from .parts import (
     guidance_cost,
     workers,
 )
+from .profile import format_profile, profile_cases
 from .trunk import CASES, PromptTokens, available_cases, build_case, trunk_cost
 from .workload import Workload
 
@@ -39,12 +40,14 @@ __all__ = [
     'format_data',
     'format_evaluation',
     'format_guidance',
+    'format_profile',
     'goal_table',
     'guidance_case',
     'guidance_cost',
     'measurement',
     'peak_memory',
     'plot',
+    'profile_cases',
     'ratio',
     'ring_seconds',
     'time_rounds',

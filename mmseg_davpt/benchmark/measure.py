@@ -17,14 +17,12 @@ from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
 
-import mmengine
-import mmseg
-import timm
 import torch
+from timm.layers import use_fused_attn
 from torch import nn
 from torch.utils import benchmark
 
-from ..version import __version__
+from ..engine import library_versions
 
 MB = 1e6
 Timed = Callable[[Mapping[str, Callable[[], object]]], dict[str, benchmark.Measurement]]  # time_rounds, its rounds set
@@ -195,12 +193,6 @@ def environment(device: str) -> dict[str, object]:
     return dict(
         device=torch.cuda.get_device_name() if device == 'cuda' else f'{cpu}, {os.cpu_count()} logical cores',
         threads=torch.get_num_threads(),
-        versions=dict(
-            mmseg_davpt=__version__,
-            mmseg=mmseg.__version__,
-            mmengine=mmengine.__version__,
-            timm=timm.__version__,
-            torch=torch.__version__,
-            python=platform.python_version(),
-        ),
+        fused_attention=use_fused_attn() > 0,  # TIMM_FUSED_ATTN
+        versions=library_versions(),
     )

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 import resource
 import shutil
 import sys
 from pathlib import Path
 
-import mmengine
-import mmseg
 import numpy as np
-import timm
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -23,10 +19,9 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import MODELS
 from torch import nn
 
-from ..engine import prepare_test, run_single_scale
+from ..engine import library_versions, prepare_test, run_single_scale
 from ..tuning import count_parameters
 from ..tuning.report import IN_BACKBONE
-from ..version import __version__
 from .suite import config_hash
 
 _ATTENTION = ('attention_before', 'attention_after')
@@ -97,14 +92,7 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
         seconds_per_iteration=round(float(np.median(hub.get_scalar('train/time').data[0])), 4),
         peak_memory_mb=memory,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else f'CPU, {torch.get_num_threads()} threads',
-        versions=dict(
-            mmseg_davpt=__version__,
-            mmseg=mmseg.__version__,
-            mmengine=mmengine.__version__,
-            timm=timm.__version__,
-            torch=torch.__version__,
-            python=platform.python_version(),
-        ),
+        versions=library_versions(),
     )
     if not keep:
         for checkpoint in folder.glob('*.pth'):

@@ -8,6 +8,7 @@ from .pictures import PictureGridHook
 from .testing import (
     PerClassIoUMetric,
     draw_predictions,
+    library_versions,
     prepare_test,
     require_complete,
     run_multi_scale,
@@ -26,6 +27,7 @@ __all__ = [
     'draw_predictions',
     'enable_amp',
     'leave_process_group',
+    'library_versions',
     'load_config',
     'prepare_launcher',
     'prepare_test',

@@ -190,9 +190,14 @@ def save_results(path: str | Path, config: str, checkpoint: str, images: int, re
         images: Number of images.
         results: Name of a test -> what :func:`run_single_scale` or :func:`run_multi_scale` returned.
     """
-    libraries = dict(mmseg=mmseg, mmengine=mmengine, mmcv=mmcv, timm=timm, torch=torch)
-    versions = {name: str(library.__version__) for name, library in libraries.items()}
-    versions = dict(mmseg_davpt=__version__, **versions, python=platform.python_version())
+    versions = library_versions()
     report = dict(config=str(config), checkpoint=str(checkpoint), images=images, versions=versions, **results)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(report, indent=2) + '\n')
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of this project, of what it stands on and of Python, to be kept with every number."""
+    libraries = dict(mmseg=mmseg, mmengine=mmengine, mmcv=mmcv, timm=timm, torch=torch)
+    versions = {name: str(library.__version__) for name, library in libraries.items()}
+    return dict(mmseg_davpt=__version__, **versions, python=platform.python_version())
