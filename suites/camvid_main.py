@@ -4,6 +4,7 @@ __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 common = {'optim_wrapper.optimizer.lr': __head, __lr_mult: 2e-3 / __head}
 __random, __prototypes = ({'model.backbone.prompts.init': init} for init in ('xavier', 'prototype'))
+__num = 'model.backbone.prompts.num'
 __weights = ('model.guidance.weight_patch', 'model.guidance.weight_proto')
 __unguided, __guided = ({name: weight for name in __weights} for weight in (0.0, 0.005))
 __guided['model.guidance.centre'] = True
@@ -23,6 +24,11 @@ methods = {
     'bias': __alone('bias'),
     'VPT + bias': __alone('vpt_bias'),
     'head only': __alone('frozen'),
+    # At the rate of the others: their own were not searched.
+    'AdaptFormer': __alone('adaptformer'),
+    'LoRA qkv+proj': __alone('lora_all'),
+    'VPT-Shallow': __alone('vpt_shallow'),
+    **{f'VPT-Deep, {num} prompts': {**__alone('vpt_deep'), __num: num} for num in (10, 50, 100)},
 }
 seeds = (0, 1, 2)
 baseline = 'VPT-Deep'
