@@ -8,7 +8,7 @@ __shared = {__num: [20] * 11 + [4]}  # 11 classes, 4 prompts in the guided block
 methods = {
     'recipe': {},
     'all biases, too': {'model.backbone.tuning': 'vpt_bias'},
-    'all biases and norms, too': {'model.backbone.tuning': dict(prompts=True, bias='all', norm=True)},
+    'all biases and norms, too': {'model.backbone.tuning': dict(_delete_=True, prompts=True, bias='all', norm=True)},
     '5 prompts': {__num: 5},
     '10 prompts': {__num: 10},
     '50 prompts': {__num: 50},
