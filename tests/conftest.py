@@ -46,7 +46,13 @@ def spread(model):
     """Give norms, biases and prompts values that a mistake would show in; fresh ones are mostly 0 and 1."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if 'norm' in name or name.endswith('bias') or name.startswith('biases') or 'token' in name:
+            if (
+                'norm' in name
+                or name.endswith('bias')
+                or name.startswith('biases')
+                or 'token' in name
+                or 'gates' in name
+            ):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
 
 

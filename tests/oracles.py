@@ -37,6 +37,28 @@ def vpt_deep(trunk, prompts, x, indices, norm=True):
             handle.remove()
 
 
+def gated_vpt(trunk, prompts, gates, x, indices):
+    """Two attentions in every block, head by head: of the tokens among themselves, and g times of tokens to prompts."""
+    for index, own in prompts.items():
+        block = trunk.blocks[index]
+        block.attn.forward = partial(_attend_twice, block, own, gates[index])
+    return trunk.forward_intermediates(x, indices=list(indices), intermediates_only=True, norm=True)
+
+
+def _attend_twice(block, prompts, gate, z, **_):
+    attn, own = block.attn, block.norm1(prompts)
+    d = z.shape[-1] // attn.num_heads
+    heads = []
+    for head in range(attn.num_heads):
+        rows = slice(head * d, (head + 1) * d)
+        (q, k, v), (_, k_p, v_p) = ([part[..., rows] for part in attn.qkv(t).chunk(3, dim=-1)] for t in (z, own))
+        tokens = torch.exp(q @ k.transpose(-1, -2) / math.sqrt(d))
+        spoken = torch.exp(q @ k_p.T / math.sqrt(d))
+        among = tokens @ v / tokens.sum(-1, keepdim=True)
+        heads.append(among + gate * (spoken @ v_p) / spoken.sum(-1, keepdim=True))
+    return attn.proj(torch.cat(heads, dim=-1))
+
+
 def _without_positions(bias, prefix, m):
     """A relative position bias (1, H, N, N) with rows and columns of zeros for m prompts behind the prefix."""
     own = bias()

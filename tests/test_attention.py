@@ -43,6 +43,41 @@ def test_equals_literal_concatenation(vit, arch, blocks):
         torch.testing.assert_close(a, b, **TOLERANCE)
 
 
+@pytest.mark.parametrize('arch', ['test_vit', 'vit_small_patch14_reg4_dinov2', 'vit_xsmall_patch16_clip_224'])
+def test_gated_prompts_are_attended_to_apart(vit, arch):
+    """Outputs and gradients of prompts and gates, then through the cache of eval mode."""
+    last = 5 if arch == 'test_vit' else 3
+    model = vit(arch=arch, out_indices=(1, last), prompts=dict(num=7, gate=True)).double().train()
+    x = torch.randn(2, 3, 2 * model.patch_size[0], 3 * model.patch_size[1], dtype=torch.float64)
+    learns = [*model.prompts.tokens.values(), *model.prompts.gates.values()]
+    gates = {int(index): gate for index, gate in model.prompts.gates.items()}
+    assert all(gate.abs() > 1e-3 for gate in gates.values())
+    found, expected = model(x), oracles.gated_vpt(plain(model), prompts_of(model), gates, x, (1, last))
+    weights = [torch.randn_like(m) for m in expected]
+    gradients = [
+        torch.autograd.grad(sum((m * w).sum() for m, w in zip(maps, weights)), learns) for maps in (found, expected)
+    ]
+    for a, b in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[-1], expected[-1], **TOLERANCE)
+        model.prompts.gates['0'].add_(1)  # the cache notices
+        assert not torch.allclose(model(x)[-1], expected[-1])
+
+
+def test_a_gate_starts_shut_and_learns():
+    model = PromptedViT('test_vit', False, prompts=dict(num=3, gate=True), out_indices=(5,), allow_random=True).train()
+    x = torch.randn(1, 3, 64, 64)
+    with model.without_prompts():
+        expected = model(x)[0]
+    assert torch.equal(model(x)[0], expected)
+    (model(x)[0] * torch.randn_like(expected)).sum().backward()
+    assert all(gate.grad.abs() > 0 for gate in model.prompts.gates.values())
+    with pytest.raises(ValueError, match=r"gate=True.*need prompts.kind='deep'"):
+        PromptedViT('test_vit', False, prompts=dict(gate=True), tuning='vpt_shallow', out_indices=(5,))
+
+
 def test_q_and_k_norms_stay(vit):
     """A trunk that norms queries and keys: prompts' keys are normed too, as in the literal form."""
     model = vit(prompts=dict(num=4), out_indices=(1, 2))

@@ -75,6 +75,7 @@ TRUNK = 'all of the trunk'
 TUNED = {
     'timm trunk, inference': 0,
     '20 prompts, inference': 0,
+    '20 prompts behind gates, inference': 0,
     'head only': 0,
     TOKENS: DEPTH * 20 * DIMS,
     'VPT-Deep tokens, M=100': DEPTH * 100 * DIMS,
@@ -84,6 +85,7 @@ TUNED = {
     'VPT-Deep k/v, M=20, last third': 2 * 20 * DIMS,
     'VPT-Deep k/v, M=20, with_cp': DEPTH * 20 * DIMS,
     'DA-VPT': DEPTH * 20 * DIMS,
+    'DA-VPT, gates': DEPTH * (20 * DIMS + 1),
     'DA-VPT+': DEPTH * (20 * DIMS + 2 * DIMS),
     'LoRA': DEPTH * 2 * 2 * 8 * DIMS,
     'full tuning': TRUNK,

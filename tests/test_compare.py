@@ -212,9 +212,10 @@ class TestAttentionMass:
             data.append(dict(inputs=list(images), data_samples=samples))
         return data, attention_mass(model, data)
 
-    def test_against_timm_s_softmax(self):
+    @pytest.mark.parametrize('gate', [False, True])
+    def test_against_timm_s_softmax(self, gate):
         """Literal attention of the block over [prompts, tokens], its rows of patches averaged by class."""
-        model = MODELS.build(segmentor_cfg(4, guidance=True)).double()
+        model = MODELS.build(segmentor_cfg(4, guidance=True, prompts=dict(num=3, gate=gate))).double()
         model.data_preprocessor.double()
         part = model.guidance.assignments[0]
         part.assignment.copy_(torch.tensor([2, 0, 1, 0]))
@@ -231,6 +232,7 @@ class TestAttentionMass:
             z = block.norm1(torch.cat([tokens, seen['x']], dim=1))
             q, k, _ = block.attn.qkv(z).reshape(len(z), -1, 3, block.attn.num_heads, block.attn.head_dim).unbind(2)
             scores = torch.einsum('bqhd,bkhd->bhqk', q, k) / math.sqrt(block.attn.head_dim)
+            scores = scores[..., :3] if gate else scores  # behind a gate, prompts are attended to by themselves
             mass = scores.softmax(-1).mean(1)[:, 4:, :3]  # behind 3 prompts and the class token
             shares = model.label_shares(item['data_samples']).double()
             for c in range(4):

@@ -24,15 +24,21 @@ def step(model, inputs, data_samples):
 
 
 @pytest.mark.parametrize(
-    ('backend', 'tuning'),
-    [('eager', 'davpt'), ('aot_eager', 'davpt'), ('aot_eager', 'davpt_plus'), ('aot_eager', 'lora')],
+    ('backend', 'tuning', 'gate'),
+    [
+        ('eager', 'davpt', False),
+        ('aot_eager', 'davpt', False),
+        ('aot_eager', 'davpt', True),
+        ('aot_eager', 'davpt_plus', False),
+        ('aot_eager', 'lora', False),
+    ],
 )
-def test_backbone_compiles_without_a_graph_break(backend, tuning):
+def test_backbone_compiles_without_a_graph_break(backend, tuning, gate):
     """A guided training step, and inference; ``fullgraph`` fails at the first break."""
     if tuning == 'lora':
         pytest.importorskip('peft')
         tuning = dict(prompts=True, lora=dict(targets=('q', 'v'), rank=2))
-    model, data = segmentor(tuning=tuning), batch()
+    model, data = segmentor(tuning=tuning, prompts=dict(num=3, gate=gate)), batch()
     losses, gradients = step(model, *data)
     with torch.no_grad():
         maps = model.eval().backbone(data[0])

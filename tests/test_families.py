@@ -99,9 +99,24 @@ def test_prompts_equal_the_literal_concatenation(small, arch):
 
 
 @pytest.mark.parametrize('arch', [family.archs[0] for family in FAMILIES])
-def test_written_out_attention_is_the_fused_one(small, arch):
+def test_shut_gates_leave_timm(small, arch):
+    model = build(arch, prompts=dict(num=5, gate=True)).double().eval()
+    x = images(arch, torch.float64)
+    trunk = reference(small, model)
+    expected = trunk.forward_intermediates(x, indices=[0, 2], norm=_normed(arch), intermediates_only=True)
+    with torch.no_grad():
+        assert not torch.allclose(model(x)[-1], expected[-1], atol=1e-4)
+        for gate in model.prompts.gates.values():
+            gate.zero_()
+        for a, b in zip(model(x), expected, strict=True):
+            torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+@pytest.mark.parametrize('gate', [False, True])
+@pytest.mark.parametrize('arch', [family.archs[0] for family in FAMILIES])
+def test_written_out_attention_is_the_fused_one(small, arch, gate):
     """timm's switch, for machines where the written-out form is faster."""
-    model = build(arch, prompts=dict(num=5)).double().eval()
+    model = build(arch, prompts=dict(num=5, gate=gate)).double().eval()
     x = images(arch, torch.float64)
     with torch.no_grad():
         fused = model(x)

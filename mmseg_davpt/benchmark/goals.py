@@ -38,8 +38,18 @@ _STOCK = "keys/values against mmseg's ViT with prompt tokens"
 _TOKENS, _KV = 'VPT-Deep tokens, M={}', 'VPT-Deep k/v, M={}'
 GOALS = (
     Goal('20 prompts against none', 'seconds', '20 prompts, inference', 'timm trunk, inference', 1.02, 1.004),
+    Goal(
+        '20 gated prompts against none',
+        'seconds',
+        '20 prompts behind gates, inference',
+        'timm trunk, inference',
+        1.02,
+        1.004,
+    ),
     Goal('DA-VPT against VPT-Deep', 'seconds', 'DA-VPT', _KV.format(20), 1.02, 1.0),
     Goal('DA-VPT against VPT-Deep', 'growth', 'DA-VPT', _KV.format(20), 1.02, 1.0),
+    Goal('DA-VPT with gates against VPT-Deep', 'seconds', 'DA-VPT, gates', _KV.format(20), 1.02, 1.0),
+    Goal('DA-VPT with gates against VPT-Deep', 'growth', 'DA-VPT, gates', _KV.format(20), 1.02, 1.0),
     Goal(f'{_CONCATENATION}, M=100', 'seconds', _KV.format(100), _TOKENS.format(100), 0.94, 0.91),
     Goal(f'{_CONCATENATION}, M=100', 'growth', _KV.format(100), _TOKENS.format(100), 1.0),
     Goal(f'{_CONCATENATION}, M=20', 'growth', _KV.format(20), _TOKENS.format(20), 1.0),

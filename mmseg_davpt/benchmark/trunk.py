@@ -23,8 +23,8 @@ from .measure import Case, Timed, peak_memory
 from .workload import TINY, Workload, light_head, samples, shape
 
 
-def prompted(load: Workload, num: int = 20, late: bool = False, **options: object) -> PromptedViT:
-    """Our backbone; ``late`` puts the prompts into the last third of the blocks."""
+def prompted(load: Workload, num: int = 20, late: bool = False, gate: bool = False, **options: object) -> PromptedViT:
+    """Our backbone; ``late`` puts the prompts into the last third of the blocks, ``gate`` behind gates."""
     blocks = tuple(range(load.depth - load.depth // 3, load.depth)) if late else 'all'
     return PromptedViT(
         load.arch,
@@ -32,7 +32,7 @@ def prompted(load: Workload, num: int = 20, late: bool = False, **options: objec
         allow_random=True,
         img_size=load.side * load.patch,
         out_indices=load.taps,
-        prompts=dict(num=num, blocks=blocks),
+        prompts=dict(num=num, blocks=blocks, gate=gate),
         **options,
     )
 
@@ -118,6 +118,7 @@ def stock_prompted(load: Workload, num: int = 20) -> PromptTokens:
 CASES: dict[str, tuple[Callable[..., nn.Module], Mapping, str]] = {
     'timm trunk, inference': (TimmTrunk, {}, 'inference'),
     '20 prompts, inference': (prompted, dict(tuning='vpt_deep'), 'inference'),
+    '20 prompts behind gates, inference': (prompted, dict(tuning='vpt_deep', gate=True), 'inference'),
     'head only': (prompted, dict(tuning='frozen'), 'step'),
     'VPT-Deep tokens, M=20': (concatenated, dict(num=20), 'step'),
     'VPT-Deep tokens, M=100': (concatenated, dict(num=100), 'step'),
@@ -127,6 +128,7 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping, str]] = {
     'VPT-Deep k/v, M=20, last third': (prompted, dict(tuning='vpt_deep', late=True), 'step'),
     'VPT-Deep k/v, M=20, with_cp': (prompted, dict(tuning='vpt_deep', with_cp=True), 'step'),
     'DA-VPT': (prompted, dict(tuning='davpt'), 'guided'),
+    'DA-VPT, gates': (prompted, dict(tuning='davpt', gate=True), 'guided'),
     'DA-VPT+': (prompted, dict(tuning='davpt_plus'), 'guided'),
     'LoRA': (prompted, dict(tuning='lora'), 'step'),
     'full tuning': (prompted, dict(tuning='full'), 'step'),

@@ -40,6 +40,10 @@ class PromptedAttention:
         K_p, V_p = heads(W_k LN1(P) + b_k), heads(W_v LN1(P) + b_v)
         out      = softmax(Q [K_p; K]^T / sqrt(d)) [V_p; V]
 
+    With a gate ``g`` of the block (``prompts.gate``) they are attended to apart, silent at first:
+
+        out      = softmax(Q K^T / sqrt(d)) V + softmax(Q K_p^T / sqrt(d)) g V_p
+
     Prompts have no position: rotary codes turn the patches' queries and keys only, and a relative position bias
     (BEiT) is zero between a query and a prompt.
 
@@ -83,25 +87,32 @@ class PromptedAttention:
         v = self._heads(self.project(x, 'v'))
         q, k = (tokens.type_as(v) for tokens in self._queries_and_keys(x, rope))
         bias = _position_bias(attn, shared_rel_pos_bias)
-        prompts = None
+        prompts = said = None
         if self.prompts is not None and self.prompts.enabled:
-            prompts, k_prompts, v_prompts = self._project_prompts(x.device.type)
-            k = torch.cat([k_prompts.to(k.dtype).expand(len(x), -1, -1, -1), k], dim=2)
-            v = torch.cat([v_prompts.to(v.dtype).expand(len(x), -1, -1, -1), v], dim=2)
-            bias = None if bias is None else F.pad(bias, (k_prompts.shape[-2], 0))
-        if attn.fused_attn:  # timm's switch: TIMM_FUSED_ATTN, timm.layers.set_fused_attn
-            dropout = attn.attn_drop.p if attn.training else 0.0
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        else:
-            scores = (q * attn.scale) @ k.transpose(-2, -1)
-            out = attn.attn_drop((scores if bias is None else scores + bias).softmax(dim=-1)) @ v
-        out = out.transpose(1, 2).flatten(2)
+            prompts, *keys_and_values = self._project_prompts(x.device.type)
+            k_prompts, v_prompts = (part.type_as(v).expand(len(x), -1, -1, -1) for part in keys_and_values)
+            if self.prompts.gated:
+                said = self._attend(q, k_prompts, v_prompts)
+            else:
+                k, v = torch.cat([k_prompts, k], dim=2), torch.cat([v_prompts, v], dim=2)
+                bias = None if bias is None else F.pad(bias, (k_prompts.shape[-2], 0))
+        out = self._attend(q, k, v, bias)
+        out = (out if said is None else out + said).transpose(1, 2).flatten(2)
         if self.taps is not None:
             self._tap(x, out, prompts)
         out = self._norm('norm', out)
         if getattr(attn, 'gate', None) is not None:
             out = out * attn.gate(x).sigmoid()
         return attn.proj_drop(self.project(out, 'proj'))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``softmax(Q K^T / sqrt(d) + bias) V``, ``(B, H, T + N, d)``."""
+        attn = self.block.attn
+        if attn.fused_attn:  # timm's switch: TIMM_FUSED_ATTN, timm.layers.set_fused_attn
+            dropout = attn.attn_drop.p if attn.training else 0.0
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        scores = (q * attn.scale) @ k.transpose(-2, -1)
+        return attn.attn_drop((scores if bias is None else scores + bias).softmax(dim=-1)) @ v
 
     def project(self, x: Tensor, part: str) -> Tensor:
         """``W x + b`` of a projection (``'q'``, ``'k'``, ``'v'``, ``'proj'``), ``(..., D)``, not split into heads."""
@@ -117,6 +128,8 @@ class PromptedAttention:
     def attention_to_prompts(self, x: Tensor, rope: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         """Share of each patch's attention that each prompt gets, ``(B, N, M)``, mean over the heads; for diagnosis.
 
+        Behind a gate, prompts share all of an attention of their own.
+
         Args:
             x: What the attention module gets, ``(B, T + N, D)``.
             rope: Rotary codes, as the module gets them.
@@ -124,8 +137,11 @@ class PromptedAttention:
         """
         q, k = self._queries_and_keys(x, rope)
         k_prompts, _ = self._keys_and_values(self.block.norm1(self.prompts(self.index)))
-        k = torch.cat([k_prompts.to(k.dtype).expand(len(x), -1, -1, -1), k], dim=2)
-        scores = q[:, :, self.num_prefix_tokens :] @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        k_prompts = k_prompts.to(k.dtype).expand(len(x), -1, -1, -1)
+        q = q[:, :, self.num_prefix_tokens :] * q.shape[-1] ** -0.5
+        if self.prompts.gated:
+            return (q @ k_prompts.transpose(-1, -2)).softmax(dim=-1).mean(dim=1)
+        scores = q @ torch.cat([k_prompts, k], dim=2).transpose(-1, -2)
         if (positions := _position_bias(self.block.attn, bias)) is not None:
             scores[..., k_prompts.shape[-2] :] += positions[:, :, self.num_prefix_tokens :]
         return scores.softmax(dim=-1)[..., : k_prompts.shape[-2]].mean(dim=1)
@@ -159,6 +175,7 @@ class PromptedAttention:
         amp = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         sources = [
             self.prompts.tokens[str(self.index)],
+            *([self.prompts.gates[str(self.index)]] if self.prompts.gated else []),
             *self.block.norm1.parameters(),
             *self.block.attn.parameters(),
             *self.biases.values(),
@@ -171,6 +188,8 @@ class PromptedAttention:
 
     def _keys_and_values(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         k, v = (self._heads(self.project(prompts, part)) for part in 'kv')
+        if self.prompts.gated:
+            v = v * self.prompts.gates[str(self.index)]
         return self._norm('k_norm', k), v
 
     def _tap(self, x: Tensor, out: Tensor, prompts: Tensor | None) -> None:

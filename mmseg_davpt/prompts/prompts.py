@@ -29,6 +29,9 @@ class Prompts(nn.Module):
         dropout: Probability that an element of a prompt is zeroed while training; the same for every image.
         kind: ``'deep'``: each prompted block has its own prompts, which end with it. ``'shallow'``: one set, joined
             to the tokens before the first block and carried through.
+        gate: Patches attend to the prompts apart from each other, and a block's prompts speak as loudly as its learned
+            gate says, which is zero at first: the trunk starts as it was. Ours, not VPT's, after the zero-initialised
+            attention of LLaMA-Adapter (Zhang et al., ICLR 2024, section 3.2). Deep prompts only.
 
     Raises:
         ValueError: An option out of range; the message names it.
@@ -44,6 +47,7 @@ class Prompts(nn.Module):
         init: str = 'xavier',
         dropout: float = 0.0,
         kind: str = 'deep',
+        gate: bool = False,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
@@ -55,8 +59,8 @@ class Prompts(nn.Module):
         if kind == 'shallow':
             if blocks != 'all':
                 raise ValueError(f"prompts.blocks={blocks!r}: shallow prompts enter at block 0 only, leave it 'all'")
-            if init == 'prototype':
-                raise ValueError("prompts.init='prototype' needs prompts.kind='deep'")
+            if init == 'prototype' or gate:
+                raise ValueError(f"prompts.init={init!r}, gate={gate}: prototypes and gates need prompts.kind='deep'")
             blocks = (0,)
         self.blocks = resolve_blocks(blocks, depth, 'prompts.blocks')
         counts = [num] * len(self.blocks) if isinstance(num, int) else list(num)
@@ -64,12 +68,13 @@ class Prompts(nn.Module):
             raise ValueError(
                 f'prompts.num={num!r}: expected a number >= 1, or one for each of {len(self.blocks)} prompted blocks'
             )
-        self.kind, self.init, self.dropout = kind, init, dropout
+        self.kind, self.init, self.dropout, self.gated = kind, init, dropout, gate
         self.enabled = True  # off: blocks run as if they had no prompts of their own
         self.awaits_prototypes = init == 'prototype'
         self.tokens = nn.ParameterDict(
             {str(block): nn.Parameter(torch.empty(count, embed_dims)) for block, count in zip(self.blocks, counts)}
         )
+        self.gates = nn.ParameterDict({block: nn.Parameter(torch.zeros(1)) for block in self.tokens if gate})
         self.reset_parameters(patch_size)
 
     def reset_parameters(self, patch_size: tuple[int, int]) -> None:
