@@ -2,9 +2,9 @@
 config = 'configs/davpt_linear_camvid.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
-common = {'optim_wrapper.optimizer.lr': __head, __lr_mult: 2e-3 / __head}
+__num, __gate = 'model.backbone.prompts.num', 'model.backbone.prompts.gate'
+common = {'optim_wrapper.optimizer.lr': __head, __lr_mult: 2e-3 / __head, __gate: False}
 __random, __prototypes = ({'model.backbone.prompts.init': init} for init in ('xavier', 'prototype'))
-__num = 'model.backbone.prompts.num'
 __weights = ('model.guidance.weight_patch', 'model.guidance.weight_proto')
 __unguided, __guided = ({name: weight for name in __weights} for weight in (0.0, 0.005))
 __guided['model.guidance.centre'] = True
@@ -17,8 +17,12 @@ def __alone(tuning: str) -> dict:
 methods = {
     'VPT-Deep': __alone('vpt_deep'),
     'VPT-Deep, prototype init': {'model.backbone.tuning': 'davpt', **__prototypes, **__unguided},
-    'DA-VPT': {'model.backbone.tuning': 'davpt', **__prototypes, **__guided},
-    'DA-VPT+': {'model.backbone.tuning': 'davpt_plus', **__prototypes, **__guided},
+    'VPT-Deep, gates': {**__alone('vpt_deep'), __gate: True},
+    'VPT-Deep, prototype init, gates': {'model.backbone.tuning': 'davpt', **__prototypes, **__unguided, __gate: True},
+    'DA-VPT, no gates': {'model.backbone.tuning': 'davpt', **__prototypes, **__guided},
+    'DA-VPT+, no gates': {'model.backbone.tuning': 'davpt_plus', **__prototypes, **__guided},
+    'DA-VPT': {'model.backbone.tuning': 'davpt', **__prototypes, **__guided, __gate: True},
+    'DA-VPT+': {'model.backbone.tuning': 'davpt_plus', **__prototypes, **__guided, __gate: True},
     'full': {**__alone('full'), __lr_mult: 2e-5 / __head},
     'LoRA q,v': __alone('lora'),
     'bias': __alone('bias'),
