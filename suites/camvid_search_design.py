@@ -1,8 +1,8 @@
-# One thing changed at a time in the default recipe: on the selection slice.
+# One thing changed at a time in the recipe before it had gates: on the selection slice.
 config = 'configs/davpt_linear_camvid.py'
 __head, __rate = 1.6e-2, 2e-3
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
-common = {'optim_wrapper.optimizer.lr': __head, __lr_mult: __rate / __head}
+common = {'optim_wrapper.optimizer.lr': __head, __lr_mult: __rate / __head, 'model.backbone.prompts.gate': False}
 __num, __blocks = 'model.backbone.prompts.num', 'model.guidance.blocks'
 __shared = {__num: [20] * 11 + [4]}  # 11 classes, 4 prompts in the guided block
 methods = {

@@ -7,6 +7,7 @@ common = {
     __lr_mult: __rate / __head,
     'model.backbone.tuning': 'davpt',
     'model.backbone.prompts.init': 'xavier',
+    'model.backbone.prompts.gate': False,
     'model.guidance.centre': False,
 }
 __last, __third, __all = (-1,), (-4, -3, -2, -1), tuple(range(12))

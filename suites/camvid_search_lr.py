@@ -2,7 +2,12 @@
 # same for all; its three are tried with the head alone. (A first round had 4e-3 for the head, docs/evidence.md.)
 config = 'configs/davpt_linear_camvid.py'
 __head = 1.6e-2
-common = {'model.guidance': None, 'model.backbone.prompts.init': 'xavier', 'optim_wrapper.optimizer.lr': __head}
+common = {
+    'model.guidance': None,
+    'model.backbone.prompts.init': 'xavier',
+    'model.backbone.prompts.gate': False,
+    'optim_wrapper.optimizer.lr': __head,
+}
 __rates = (5e-4, 2e-3, 8e-3)
 __tried = {
     'VPT-Deep': ('vpt_deep', __rates),

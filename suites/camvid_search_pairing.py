@@ -4,6 +4,7 @@ __head, __rate = 1.6e-2, 2e-3
 common = {
     'optim_wrapper.optimizer.lr': __head,
     'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': __rate / __head,
+    'model.backbone.prompts.gate': False,
     'custom_hooks': [
         dict(type='StepSeedHook'),
         dict(type='ParamReportHook'),

@@ -23,6 +23,7 @@ methods = {
     'VPT-Deep': {
         'model.backbone.tuning': 'vpt_deep',
         'model.backbone.prompts.init': 'xavier',
+        'model.backbone.prompts.gate': False,
         'model.guidance': None,
     },
     'DA-VPT': {'model.backbone.tuning': 'davpt'},

@@ -18,7 +18,7 @@ model = dict(
         pretrained=True,
         img_size=(512, 512),
         out_indices=(2, 5, 8, 11),
-        prompts=dict(num=20, init='prototype'),  # class prototypes; without guidance: init='xavier'
+        prompts=dict(num=20, init='prototype', gate=True),  # without guidance: init='xavier'
         tuning='davpt',
     ),
     guidance=dict(

@@ -16,7 +16,7 @@ model = dict(
         arch='vit_small_patch14_dinov2',
         pretrained='weights/vit_small_patch14_dinov2.safetensors',  # tools/get_weights.py makes it
         out_indices=(2, 5, 8, 11),
-        prompts=dict(num=20, init='prototype'),  # without guidance: init='xavier'
+        prompts=dict(num=20, init='prototype', gate=True),  # without guidance: init='xavier'
         tuning='davpt',
     ),
     guidance=dict(
