@@ -89,12 +89,12 @@ class PromptedAttention:
         bias = _position_bias(attn, shared_rel_pos_bias)
         prompts = said = None
         if self.prompts is not None and self.prompts.enabled:
-            prompts, *keys_and_values = self._project_prompts(x.device.type)
-            k_prompts, v_prompts = (part.type_as(v).expand(len(x), -1, -1, -1) for part in keys_and_values)
+            prompts, k_prompts, v_prompts = self._project_prompts(x.device.type)
             if self.prompts.gated:
-                said = self._attend(q, k_prompts, v_prompts)
+                said = self._ask_prompts(q, k_prompts, v_prompts)
             else:
-                k, v = torch.cat([k_prompts, k], dim=2), torch.cat([v_prompts, v], dim=2)
+                k = torch.cat([k_prompts.to(k.dtype).expand(len(x), -1, -1, -1), k], dim=2)
+                v = torch.cat([v_prompts.to(v.dtype).expand(len(x), -1, -1, -1), v], dim=2)
                 bias = None if bias is None else F.pad(bias, (k_prompts.shape[-2], 0))
         out = self._attend(q, k, v, bias)
         out = (out if said is None else out + said).transpose(1, 2).flatten(2)
@@ -113,6 +113,17 @@ class PromptedAttention:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         scores = (q * attn.scale) @ k.transpose(-2, -1)
         return attn.attn_drop((scores if bias is None else scores + bias).softmax(dim=-1)) @ v
+
+    def _ask_prompts(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``softmax(Q K_p^T / sqrt(d)) g V_p``, ``(B, H, T + N, d)``, of keys and values ``(H, M, d)``.
+
+        Written out: a few scores are less to keep for backward than the output, which the fused form keeps.
+        """
+        attn = self.block.attn
+        queries = q.transpose(0, 1).flatten(1, 2)  # (H, B (T + N), d), no copy: all images ask the same prompts
+        scores = queries @ (k.to(q.dtype) * attn.scale).transpose(-2, -1)
+        said = attn.attn_drop(scores.softmax(dim=-1)) @ v.to(q.dtype)
+        return said.unflatten(1, (len(q), -1)).transpose(0, 1)
 
     def project(self, x: Tensor, part: str) -> Tensor:
         """``W x + b`` of a projection (``'q'``, ``'k'``, ``'v'``, ``'proj'``), ``(..., D)``, not split into heads."""
