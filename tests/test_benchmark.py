@@ -286,7 +286,7 @@ def test_memory_of_a_known_size_is_found():
 def test_exchange_by_hand():
     assert benchmark.ring_seconds(1e9, 8, 25e9) == pytest.approx(2 * 7 / 8 / 25)
     davpt, full = (benchmark.exchanged_bytes(f'configs/{name}_upernet_ade20k.py') for name in ('davpt', 'full'))
-    assert davpt['trunk'] == 4 * 12 * 20 * 768
+    assert davpt['trunk'] == 4 * 12 * (20 * 768 + 1)  # prompts and a gate
     assert davpt['statistics'] == 4 * 150 * (768 + 1)
     assert full['statistics'] == 0
     assert full['trunk'] > 4 * 85e6

@@ -164,7 +164,7 @@ def test_a_suite_runs_once_and_goes_on(tmp_path, scenes):
     rows = [json.loads(line) for line in (out / 'rows.jsonl').read_text().splitlines()]
     assert [part['method'] for part in rows] == ['head only', 'DA-VPT']
     assert rows[0]['tuned_trunk'] == 0
-    assert rows[1]['tuned_trunk'] == 6 * 4 * 64
+    assert rows[1]['tuned_trunk'] == 6 * (4 * 64 + 1)
     assert rows[0]['tuned_heads'] == rows[1]['tuned_heads'] > 0
     assert rows[0]['eval_images'] == 3
     assert 'attention_after' not in rows[0]

@@ -34,7 +34,7 @@ def assert_same_weights(a, b):
 
 def test_training_logs_what_matters(trained):
     _, printed = trained
-    assert re.search(r'prompts +1,472 +1,472', printed)  # (5 * 4 + 3) * 64
+    assert re.search(r'prompts +1,478 +1,478', printed)  # (5 * 4 + 3) * 64, 6 gates
     assert 'Prompt assignment of block 5' in printed
     assert 'loss_guide_patch' in printed
     assert 'loss_guide_proto' in printed
@@ -210,7 +210,7 @@ def test_runner_keeps_the_trunk_equal_to_the_file(tiny_config, tmp_path):
 
 def test_param_report():
     printed = tool('param_report', ROOT / 'configs/davpt_plus_upernet_ade20k.py')
-    assert re.search(r'prompts +184,320', printed)  # 12 * 20 * 768
+    assert re.search(r'prompts +184,332', printed)  # 12 * 20 * 768, 12 gates
     assert re.search(r'biases +18,432', printed)  # 12 * 2 * 768
 
 
