@@ -84,16 +84,18 @@ def plot(summaries: Sequence[Mapping], path: str | Path) -> None:
     """Plot mIoU against tuned parameters of the trunk, and against seconds an iteration, with standard deviations."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout='constrained')
+    figure = Figure(figsize=(13, 4.5), layout='constrained')
     axes = figure.subplots(1, 2, sharey=True)
-    for part in summaries:
+    for index, part in enumerate(summaries):
+        color, marker = f'C{index % 10}', 'os^Dv'[index // 10 % 5]
         for axis, x in zip(axes, (part['tuned_trunk'] / 1e6, part['seconds_per_iteration'])):
-            axis.errorbar(x, part['mIoU'], yerr=part['sd'] or 0, fmt='o', capsize=3)
-            axis.annotate(part['method'], (x, part['mIoU']), xytext=(5, 4), textcoords='offset points', fontsize=8)
+            axis.errorbar(
+                x, part['mIoU'], yerr=part['sd'] or 0, fmt=marker, color=color, capsize=3, label=part['method']
+            )
     axes[0].set_xscale('symlog', linthresh=1e-3)
     axes[0].set(xlabel='tuned parameters in the trunk, millions (symlog)', ylabel='mIoU, mean ± sd')
     axes[1].set(xlabel='seconds an iteration, median')
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.margins(x=0.15)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', fontsize=8)
     figure.savefig(path, dpi=120)

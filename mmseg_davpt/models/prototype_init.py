@@ -16,7 +16,7 @@ class PrototypeInit:
     """Collects what classes look like at the input of every prompted block, then writes centroids into its prompts.
 
     A guided block's prompts take the centroids of its assignment; the other blocks cluster their own class means. The
-    paper measured that such a start hurts its guidance: an option, never the default.
+    paper measured that such a start hurts its guidance; ``configs/`` use it all the same (docs/evidence.md).
 
     Args:
         model: The segmentor, with deep prompts and guidance.
