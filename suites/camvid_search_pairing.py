@@ -4,7 +4,6 @@ __head, __rate = 1.6e-2, 2e-3
 common = {
     'optim_wrapper.optimizer.lr': __head,
     'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': __rate / __head,
-    'model.backbone.prompts.gate': False,
     'custom_hooks': [
         dict(type='StepSeedHook'),
         dict(type='ParamReportHook'),
@@ -13,36 +12,49 @@ common = {
         dict(type='EMAHook', momentum=0.01),
     ],
 }
+# Samples of the patch term, the prompts, samples of the prototype term.
+__pairings = {
+    'attn_out - query': ('attn_out', 'query', 'query'),  # the paper's
+    'query - key': ('query', 'key', 'query'),
+    'token - token': ('token', 'token', 'token'),
+    'key - key': ('key', 'key', 'key'),
+}
 
 
-def __guided(sample: str, prompt: str, proto: str, init: str, weight: float, centre: bool) -> dict:
+def __guided(pairing: str, *, weight: float, gate: bool, paper: bool = False) -> dict:
+    sample, prompt, proto = __pairings[pairing]
     return {
-        'model.backbone.prompts.init': init,
+        'model.backbone.prompts.gate': gate,
+        'model.backbone.prompts.init': 'xavier' if paper else 'prototype',
         'model.guidance.sample_space': sample,
         'model.guidance.prompt_space': prompt,
         'model.guidance.proto_space': proto,
         'model.guidance.weight_patch': weight,
         'model.guidance.weight_proto': weight,
-        'model.guidance.centre': centre,
+        'model.guidance.centre': not paper,
     }
 
 
-__paper, __scores = ('attn_out', 'query', 'query'), ('query', 'key', 'query')
-__random, __ours = ('xavier', 0.05, False), ('prototype', 0.005, True)
-methods = {
-    'VPT-Deep': {
+def __alone(gate: bool) -> dict:
+    return {
         'model.guidance': None,
         'model.backbone.tuning': 'vpt_deep',
         'model.backbone.prompts.init': 'xavier',
-    },
-    'random init, attn_out - query': __guided(*__paper, *__random),
-    'random init, query - key': __guided(*__scores, *__random),
-    'prototype init': __guided(*__paper, 'prototype', 0.0, False),
-    'recipe, attn_out - query': __guided(*__paper, *__ours),
-    'recipe, query - key': __guided(*__scores, *__ours),
-    'recipe, token - token': __guided('token', 'token', 'token', *__ours),
-    'recipe, key - key': __guided('key', 'key', 'key', *__ours),
+        'model.backbone.prompts.gate': gate,
+    }
+
+
+__ours = dict(weight=0.005, gate=True)
+__strong = dict(weight=0.05, gate=True)
+__paper = dict(weight=0.05, gate=False, paper=True)
+methods = {
+    'VPT-Deep': __alone(False),
+    'VPT-Deep, gates': __alone(True),
+    'prototype init, gates': __guided('attn_out - query', weight=0.0, gate=True),
+    **{name: __guided(name, **__ours) for name in __pairings},
+    **{f'{name}, 0.05': __guided(name, **__strong) for name in ('attn_out - query', 'query - key')},
+    **{f'paper, {name}': __guided(name, **__paper) for name in ('attn_out - query', 'query - key')},
 }
 seeds = (0,)
-baseline = 'VPT-Deep'
+baseline = 'VPT-Deep, gates'
 select = True
