@@ -8,6 +8,14 @@ common = {
     'model.backbone.prompts.gate': True,
 }
 __weights = ('model.guidance.weight_patch', 'model.guidance.weight_proto')
+
+
+def __rates(prompts: float, gates: float) -> dict:
+    keys = {'backbone.prompts.tokens': prompts, 'backbone.prompts.gates': gates}
+    keys = {name: dict(lr_mult=rate / __head, decay_mult=0.0) for name, rate in keys.items()}
+    return {'optim_wrapper.paramwise_cfg.custom_keys': keys}
+
+
 methods = {
     'VPT-Deep, gates': {
         'model.guidance': None,
@@ -21,6 +29,10 @@ methods = {
     'recipe, DA-VPT+': {'model.backbone.tuning': 'davpt_plus'},
     'recipe, rate 5e-4': {__lr_mult: 5e-4 / __head},
     'recipe, rate 8e-3': {__lr_mult: 8e-3 / __head},
+    'recipe, gates at 8e-3': __rates(2e-3, 8e-3),
+    'recipe, gates at 3.2e-2': __rates(2e-3, 3.2e-2),
+    'recipe, prompts at 1.6e-2': __rates(1.6e-2, 2e-3),
+    'recipe, prompts at 1.6e-2, gates at 8e-3': __rates(1.6e-2, 8e-3),
 }
 seeds = (0,)
 baseline = 'recipe'

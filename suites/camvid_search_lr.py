@@ -15,6 +15,8 @@ __tried = {
     'LoRA q,v': ('lora', __rates),
     'bias': ('bias', __rates),
     'VPT + bias': ('vpt_bias', __rates),
+    'AdaptFormer': ('adaptformer', __rates),
+    'LoRA qkv+proj': ('lora_all', __rates),
 }
 methods = {
     f'head only, {__rate:g}': {'model.backbone.tuning': 'frozen', 'optim_wrapper.optimizer.lr': __rate}

@@ -17,7 +17,6 @@ __pairings = {
     'attn_out - query': ('attn_out', 'query', 'query'),  # the paper's
     'query - key': ('query', 'key', 'query'),
     'token - token': ('token', 'token', 'token'),
-    'key - key': ('key', 'key', 'key'),
 }
 
 
@@ -53,8 +52,9 @@ methods = {
     'prototype init, gates': __guided('attn_out - query', weight=0.0, gate=True),
     **{name: __guided(name, **__ours) for name in __pairings},
     **{f'{name}, 0.05': __guided(name, **__strong) for name in ('attn_out - query', 'query - key')},
+    'query - key, 0.5': __guided('query - key', weight=0.5, gate=True),
     **{f'paper, {name}': __guided(name, **__paper) for name in ('attn_out - query', 'query - key')},
 }
-seeds = (0,)
+seeds = (0, 1, 2)
 baseline = 'VPT-Deep, gates'
 select = True
