@@ -43,6 +43,7 @@ def __alone(gate: bool) -> dict:
     }
 
 
+__few = {'model.backbone.prompts.num': [20] * 11 + [10]}  # 11 classes: no prompt of the guided block is free
 __ours = dict(weight=0.005, gate=True)
 __strong = dict(weight=0.05, gate=True)
 __paper = dict(weight=0.05, gate=False, paper=True)
@@ -52,6 +53,8 @@ methods = {
     'prototype init, gates': __guided('attn_out - query', weight=0.0, gate=True),
     **{name: __guided(name, **__ours) for name in __pairings},
     **{f'{name}, 0.05': __guided(name, **__strong) for name in ('attn_out - query', 'query - key')},
+    'attn_out - query, 0.05, none free': {**__guided('attn_out - query', **__strong), **__few},
+    'query - key, 0.05, none free': {**__guided('query - key', **__strong), **__few},
     'query - key, 0.5': __guided('query - key', weight=0.5, gate=True),
     **{f'paper, {name}': __guided(name, **__paper) for name in ('attn_out - query', 'query - key')},
 }
