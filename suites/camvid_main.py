@@ -28,9 +28,9 @@ methods = {
     'bias': __alone('bias'),
     'VPT + bias': __alone('vpt_bias'),
     'head only': __alone('frozen'),
-    # At the rate of the others: their own were not searched.
     'AdaptFormer': __alone('adaptformer'),
-    'LoRA qkv+proj': __alone('lora_all'),
+    'LoRA qkv+proj': {**__alone('lora_all'), __lr_mult: 5e-4 / __head},
+    # At VPT-Deep's rate: their own were not searched.
     'VPT-Shallow': __alone('vpt_shallow'),
     **{f'VPT-Deep, {num} prompts': {**__alone('vpt_deep'), __num: num} for num in (10, 50, 100)},
 }
