@@ -8,6 +8,8 @@ __random, __prototypes = ({'model.backbone.prompts.init': init} for init in ('xa
 __weights = ('model.guidance.weight_patch', 'model.guidance.weight_proto')
 __unguided, __guided = ({name: weight for name in __weights} for weight in (0.0, 0.005))
 __guided['model.guidance.centre'] = True
+__scores = {'model.guidance.sample_space': 'query', 'model.guidance.prompt_space': 'key', __gate: True}
+__scores |= {**__guided, **__prototypes, **{name: 0.05 for name in __weights}}
 
 
 def __alone(tuning: str) -> dict:
@@ -23,6 +25,8 @@ methods = {
     'DA-VPT+, no gates': {'model.backbone.tuning': 'davpt_plus', **__prototypes, **__guided},
     'DA-VPT': {'model.backbone.tuning': 'davpt', **__prototypes, **__guided, __gate: True},
     'DA-VPT+': {'model.backbone.tuning': 'davpt_plus', **__prototypes, **__guided, __gate: True},
+    'DA-VPT, query - key, 0.05': {'model.backbone.tuning': 'davpt', **__scores},
+    'DA-VPT+, query - key, 0.05': {'model.backbone.tuning': 'davpt_plus', **__scores},
     'full': {**__alone('full'), __lr_mult: 2e-5 / __head},
     'LoRA q,v': __alone('lora'),
     'bias': __alone('bias'),
