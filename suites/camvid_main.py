@@ -4,29 +4,37 @@ __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 __num, __gate = 'model.backbone.prompts.num', 'model.backbone.prompts.gate'
 common = {'optim_wrapper.optimizer.lr': __head, __lr_mult: 2e-3 / __head, __gate: False}
-__random, __prototypes = ({'model.backbone.prompts.init': init} for init in ('xavier', 'prototype'))
-__weights = ('model.guidance.weight_patch', 'model.guidance.weight_proto')
-__unguided, __guided = ({name: weight for name in __weights} for weight in (0.0, 0.005))
-__guided['model.guidance.centre'] = True
-__scores = {'model.guidance.sample_space': 'query', 'model.guidance.prompt_space': 'key', __gate: True}
-__scores |= {**__guided, **__prototypes, **{name: 0.05 for name in __weights}}
+__paper, __scores = ('attn_out', 'query'), ('query', 'key')  # samples - prompts
 
 
 def __alone(tuning: str) -> dict:
-    return {'model.backbone.tuning': tuning, 'model.guidance': None, **__random}
+    return {'model.backbone.tuning': tuning, 'model.guidance': None, 'model.backbone.prompts.init': 'xavier'}
+
+
+def __guided(tuning: str, pairing: tuple[str, str], weight: float, gate: bool) -> dict:
+    return {
+        'model.backbone.tuning': tuning,
+        'model.backbone.prompts.init': 'prototype',
+        __gate: gate,
+        'model.guidance.sample_space': pairing[0],
+        'model.guidance.prompt_space': pairing[1],
+        'model.guidance.weight_patch': weight,
+        'model.guidance.weight_proto': weight,
+        'model.guidance.centre': True,
+    }
 
 
 methods = {
     'VPT-Deep': __alone('vpt_deep'),
-    'VPT-Deep, prototype init': {'model.backbone.tuning': 'davpt', **__prototypes, **__unguided},
+    'VPT-Deep, prototype init': __guided('davpt', __paper, 0.0, gate=False),
     'VPT-Deep, gates': {**__alone('vpt_deep'), __gate: True},
-    'VPT-Deep, prototype init, gates': {'model.backbone.tuning': 'davpt', **__prototypes, **__unguided, __gate: True},
-    'DA-VPT, no gates': {'model.backbone.tuning': 'davpt', **__prototypes, **__guided},
-    'DA-VPT+, no gates': {'model.backbone.tuning': 'davpt_plus', **__prototypes, **__guided},
-    'DA-VPT': {'model.backbone.tuning': 'davpt', **__prototypes, **__guided, __gate: True},
-    'DA-VPT+': {'model.backbone.tuning': 'davpt_plus', **__prototypes, **__guided, __gate: True},
-    'DA-VPT, query - key, 0.05': {'model.backbone.tuning': 'davpt', **__scores},
-    'DA-VPT+, query - key, 0.05': {'model.backbone.tuning': 'davpt_plus', **__scores},
+    'VPT-Deep, prototype init, gates': __guided('davpt', __paper, 0.0, gate=True),
+    'DA-VPT, attn_out - query, 0.005, no gates': __guided('davpt', __paper, 0.005, gate=False),
+    'DA-VPT+, attn_out - query, 0.005, no gates': __guided('davpt_plus', __paper, 0.005, gate=False),
+    'DA-VPT, attn_out - query, 0.005': __guided('davpt', __paper, 0.005, gate=True),
+    'DA-VPT+, attn_out - query, 0.005': __guided('davpt_plus', __paper, 0.005, gate=True),
+    'DA-VPT': __guided('davpt', __scores, 0.05, gate=True),
+    'DA-VPT+': __guided('davpt_plus', __scores, 0.05, gate=True),
     'full': {**__alone('full'), __lr_mult: 2e-5 / __head},
     'LoRA q,v': __alone('lora'),
     'bias': __alone('bias'),

@@ -8,8 +8,14 @@ common = {
 }
 __num, __blocks = 'model.backbone.prompts.num', 'model.guidance.blocks'
 __shared = {__num: [20] * 11 + [4]}  # 11 classes, 4 prompts in the guided block
-__all_biases = {'model.backbone.tuning': 'vpt_bias'}
-__no_gates = {'model.backbone.prompts.gate': False}
+# The recipe before there were gates.
+__first = {
+    'model.backbone.prompts.gate': False,
+    'model.guidance.sample_space': 'attn_out',
+    'model.guidance.prompt_space': 'query',
+    'model.guidance.weight_patch': 0.005,
+    'model.guidance.weight_proto': 0.005,
+}
 methods = {
     'recipe': {},
     'random init': {'model.backbone.prompts.init': 'xavier'},
@@ -23,10 +29,10 @@ methods = {
     'last four blocks guided': {__blocks: (-4, -3, -2, -1)},
     'all blocks guided': {__blocks: tuple(range(12))},
     'no norm on the map': {'model.backbone.norm_taps': False},
-    'no gates': __no_gates,
-    'no gates, all biases': {**__no_gates, **__all_biases},
-    'no gates, all biases and norms': {
-        **__no_gates,
+    'first recipe': __first,
+    'first recipe, all biases': {**__first, 'model.backbone.tuning': 'vpt_bias'},
+    'first recipe, all biases and norms': {
+        **__first,
         'model.backbone.tuning': dict(_delete_=True, prompts=True, bias='all', norm=True),
     },
 }

@@ -6,6 +6,11 @@ common = {
     'optim_wrapper.optimizer.lr': __head,
     __lr_mult: 2e-3 / __head,
     'model.backbone.prompts.gate': True,
+    # The recipe before pairings were tried behind gates (camvid_search_pairing.py).
+    'model.guidance.sample_space': 'attn_out',
+    'model.guidance.prompt_space': 'query',
+    'model.guidance.weight_patch': 0.005,
+    'model.guidance.weight_proto': 0.005,
 }
 __weights = ('model.guidance.weight_patch', 'model.guidance.weight_proto')
 

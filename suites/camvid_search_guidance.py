@@ -9,6 +9,8 @@ common = {
     'model.backbone.prompts.init': 'xavier',
     'model.backbone.prompts.gate': False,
     'model.guidance.centre': False,
+    'model.guidance.sample_space': 'attn_out',
+    'model.guidance.prompt_space': 'query',
 }
 __last, __third, __all = (-1,), (-4, -3, -2, -1), tuple(range(12))
 # Samples of the patch term, the prompts, samples of the prototype term; weight; guided blocks.

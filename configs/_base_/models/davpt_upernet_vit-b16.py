@@ -25,8 +25,10 @@ model = dict(
         type='MetricGuidance',
         num_classes=150,
         blocks=(-1,),  # the last block alone is the paper's best
-        weight_patch=0.005,  # beta:   class prototypes of the attention output <-> prompts
-        weight_proto=0.005,  # lambda: class prototypes of the block's tokens   <-> prompts
+        sample_space='query',  # prototypes of the patches' queries
+        prompt_space='key',  # against the keys of prompts: the pairing that attention itself makes
+        weight_patch=0.05,  # beta:   prototypes of each image <-> prompts
+        weight_proto=0.05,  # lambda: prototypes of the batch  <-> prompts
         centre=True,
     ),
     neck=dict(type='Feature2Pyramid', embed_dim=768, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
