@@ -6,7 +6,7 @@ common = {
     'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': __rate / __head,
     'model.backbone.prompts.gate': True,
 }
-__num, __blocks = 'model.backbone.prompts.num', 'model.guidance.blocks'
+__num = 'model.backbone.prompts.num'
 __shared = {__num: [20] * 11 + [4]}  # 11 classes, 4 prompts in the guided block
 # The recipe before there were gates.
 __first = {
@@ -26,8 +26,7 @@ methods = {
     'shared by classes, fixed': {**__shared, 'custom_hooks.2.interval': 0},
     'patch term alone': {'model.guidance.weight_proto': 0.0},
     'prototype term alone': {'model.guidance.weight_patch': 0.0},
-    'last four blocks guided': {__blocks: (-4, -3, -2, -1)},
-    'all blocks guided': {__blocks: tuple(range(12))},
+    'all blocks guided': {'model.guidance.blocks': tuple(range(12))},
     'no norm on the map': {'model.backbone.norm_taps': False},
     'first recipe': __first,
     'first recipe, all biases': {**__first, 'model.backbone.tuning': 'vpt_bias'},
