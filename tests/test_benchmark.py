@@ -3,12 +3,14 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import oracles
 import pytest
 import torch
 from conftest import DEPTH, DIMS, spread, tool
+from mmseg.registry import MODELS
 from torch import nn
 
 from mmseg_davpt import benchmark
@@ -16,8 +18,10 @@ from mmseg_davpt.benchmark import CASES, GOALS, Case, Workload, build_case, meas
 from mmseg_davpt.benchmark.assignment import refresh_case
 from mmseg_davpt.benchmark.goals import goal_table
 from mmseg_davpt.benchmark.parts import segmentor
+from mmseg_davpt.benchmark.trunk import GUIDANCE
 from mmseg_davpt.benchmark.workload import samples
-from mmseg_davpt.guidance import assignment
+from mmseg_davpt.engine import load_config
+from mmseg_davpt.guidance import MetricGuidance, assignment
 from mmseg_davpt.trunks import load_trunk_weights
 
 LOAD = Workload('test_vit', size=72, batch=2, classes=7)  # 72: filled up to 80
@@ -152,6 +156,13 @@ def test_davpt_is_vpt_with_the_segmentor_s_guidance():
     for plain, guided, expected in zip(*gradients.values(), model.backbone.prompts.parameters(), strict=True):
         assert expected.grad.abs().max() > 1e-4
         torch.testing.assert_close(guided - plain, expected.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_recipe_is_that_of_the_configs():
+    own = load_config(Path(__file__).parents[1] / 'configs' / 'davpt_upernet_ade20k.py').model.guidance
+    expected, found = MODELS.build(own), MetricGuidance(own.num_classes, **GUIDANCE['recipe'])
+    for option in ('blocks', 'weight_patch', 'weight_proto', 'sample_space', 'prompt_space', 'proto_space', 'centre'):
+        assert getattr(found, option) == getattr(expected, option), option
 
 
 def test_bfloat16_is_autocast():

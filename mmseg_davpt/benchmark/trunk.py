@@ -114,7 +114,10 @@ def stock_prompted(load: Workload, num: int = 20) -> PromptTokens:
     return PromptTokens(model, model.layers, num, load.dims)
 
 
-# Name -> the model, its options, and whether it is inference or guided.
+# The guidance of guided cases: the class's defaults are the paper's.
+GUIDANCE = dict(paper={}, recipe=dict(sample_space='query', prompt_space='key', centre=True))
+
+# Name -> the model, its options, and what it does: infer, step, or step with one of the guidances.
 CASES: dict[str, tuple[Callable[..., nn.Module], Mapping, str]] = {
     'timm trunk, inference': (TimmTrunk, {}, 'inference'),
     '20 prompts, inference': (prompted, dict(tuning='vpt_deep'), 'inference'),
@@ -127,9 +130,9 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping, str]] = {
     'VPT-Deep k/v, M=100': (prompted, dict(tuning='vpt_deep', num=100), 'step'),
     'VPT-Deep k/v, M=20, last third': (prompted, dict(tuning='vpt_deep', late=True), 'step'),
     'VPT-Deep k/v, M=20, with_cp': (prompted, dict(tuning='vpt_deep', with_cp=True), 'step'),
-    'DA-VPT': (prompted, dict(tuning='davpt'), 'guided'),
-    'DA-VPT, gates': (prompted, dict(tuning='davpt', gate=True), 'guided'),
-    'DA-VPT+': (prompted, dict(tuning='davpt_plus'), 'guided'),
+    'DA-VPT': (prompted, dict(tuning='davpt'), 'paper'),
+    'DA-VPT, gates': (prompted, dict(tuning='davpt', gate=True), 'recipe'),
+    'DA-VPT+': (prompted, dict(tuning='davpt_plus'), 'paper'),
     'LoRA': (prompted, dict(tuning='lora'), 'step'),
     'full tuning': (prompted, dict(tuning='full'), 'step'),
     'mmseg ViT, frozen': (stock, {}, 'step'),
@@ -164,8 +167,8 @@ def build_case(name: str, load: Workload, weights: dict | None = None) -> Case:
     torch.manual_seed(0)  # models draw differently often
     gradients = torch.randn(load.batch, load.dims, load.side, load.side).to(load.device)
     head = guidance = None
-    if kind == 'guided':
-        guidance = MetricGuidance(load.classes)
+    if kind in GUIDANCE:
+        guidance = MetricGuidance(load.classes, **GUIDANCE[kind])
         guidance.bind(model.prompt_counts, model.embed_dims)
         for part in guidance.assignments:
             part.assignment.copy_(torch.arange(load.classes) % len(part.centroids))

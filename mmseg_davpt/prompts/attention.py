@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..trunks import projection
 from .prompts import Prompts
@@ -90,7 +91,9 @@ class PromptedAttention:
         prompts = said = None
         if self.prompts is not None and self.prompts.enabled:
             prompts, k_prompts, v_prompts = self._project_prompts(x.device.type)
-            if self.prompts.gated:
+            if self.prompts.gated and torch.is_grad_enabled():  # scores are made again in backward, not kept
+                said = checkpoint(self._ask_prompts, q, k_prompts, v_prompts, use_reentrant=False)
+            elif self.prompts.gated:
                 said = self._ask_prompts(q, k_prompts, v_prompts)
             else:
                 k = torch.cat([k_prompts.to(k.dtype).expand(len(x), -1, -1, -1), k], dim=2)
@@ -117,10 +120,10 @@ class PromptedAttention:
     def _ask_prompts(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """``softmax(Q K_p^T / sqrt(d)) g V_p``, ``(B, H, T + N, d)``, of keys and values ``(H, M, d)``.
 
-        Written out: a few scores are less to keep for backward than the output, which the fused form keeps.
+        All images ask the same prompts: one product a head, with the scale in the few keys.
         """
         attn = self.block.attn
-        queries = q.transpose(0, 1).flatten(1, 2)  # (H, B (T + N), d), no copy: all images ask the same prompts
+        queries = q.transpose(0, 1).flatten(1, 2)  # (H, B (T + N), d), no copy
         scores = queries @ (k.to(q.dtype) * attn.scale).transpose(-2, -1)
         said = attn.attn_drop(scores.softmax(dim=-1)) @ v.to(q.dtype)
         return said.unflatten(1, (len(q), -1)).transpose(0, 1)
