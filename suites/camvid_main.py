@@ -35,6 +35,7 @@ methods = {
     'DA-VPT+, attn_out - query, 0.005': __guided('davpt_plus', __paper, 0.005, gate=True),
     'DA-VPT': __guided('davpt', __scores, 0.05, gate=True),
     'DA-VPT+': __guided('davpt_plus', __scores, 0.05, gate=True),
+    'DA-VPT, all biases': __guided('vpt_bias', __scores, 0.05, gate=True),
     'full': {**__alone('full'), __lr_mult: 2e-5 / __head},
     'LoRA q,v': __alone('lora'),
     'bias': __alone('bias'),

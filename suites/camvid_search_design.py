@@ -27,6 +27,8 @@ methods = {
     'patch term alone': {'model.guidance.weight_proto': 0.0},
     'prototype term alone': {'model.guidance.weight_patch': 0.0},
     'all blocks guided': {'model.guidance.blocks': tuple(range(12))},
+    'key and value biases': {'model.backbone.tuning': 'davpt_plus'},
+    'all biases': {'model.backbone.tuning': 'vpt_bias'},
     'no norm on the map': {'model.backbone.norm_taps': False},
     'first recipe': __first,
     'first recipe, all biases': {**__first, 'model.backbone.tuning': 'vpt_bias'},
