@@ -37,6 +37,6 @@ methods = {
         'model.backbone.tuning': dict(_delete_=True, prompts=True, bias='all', norm=True),
     },
 }
-seeds = (0,)
+seeds = (0, 1, 2)
 baseline = 'recipe'
 select = True
