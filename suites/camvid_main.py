@@ -33,6 +33,7 @@ methods = {
     'DA-VPT+, attn_out - query, 0.005, no gates': __guided('davpt_plus', __paper, 0.005, gate=False),
     'DA-VPT, attn_out - query, 0.005': __guided('davpt', __paper, 0.005, gate=True),
     'DA-VPT+, attn_out - query, 0.005': __guided('davpt_plus', __paper, 0.005, gate=True),
+    'DA-VPT, attn_out - query, 0.05': __guided('davpt', __paper, 0.05, gate=True),
     'DA-VPT': __guided('davpt', __scores, 0.05, gate=True),
     'DA-VPT+': __guided('davpt_plus', __scores, 0.05, gate=True),
     'DA-VPT, all biases': __guided('vpt_bias', __scores, 0.05, gate=True),
