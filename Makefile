@@ -5,7 +5,7 @@ RUN := work_dirs/davpt_upernet_miniscenes
 CONFIG := configs/davpt_upernet_miniscenes.py
 WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 
-STACKLESS := download fetch foreign_weights guidance_functions prepare_dataset
+STACKLESS := datasets/test_download weights/test_fetch weights/test_convert guidance/test_guidance_functions datasets/test_prepare
 
 .PHONY: train test test-upstream lint format clean
 
@@ -18,7 +18,7 @@ test: .venv/installed-dev
 
 # The same tests on upstream's mmsegmentation 1.2.2, but for those that meet nothing of OpenMMLab.
 test-upstream: .venv-upstream/installed
-	.venv-upstream/bin/python -m pytest -n 2 --dist loadscope $(addprefix --ignore=tests/test_,$(addsuffix .py,$(STACKLESS)))
+	.venv-upstream/bin/python -m pytest -n 2 --dist loadscope $(addprefix --ignore=tests/,$(addsuffix .py,$(STACKLESS)))
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

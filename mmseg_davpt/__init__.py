@@ -9,9 +9,10 @@ from . import datasets
 from .engine import PromptAssignmentHook
 from .guidance import MetricGuidance, ProxyAnchorLoss, class_prototypes, patch_label_shares
 from .models import PromptedEncoderDecoder, PromptedViT
-from .trunks import WeightsError
-from .tuning import TuningPolicy, count_parameters, format_report
+from .reports import count_parameters, format_report
+from .tuning import TuningPolicy
 from .version import __version__
+from .weights import WeightsError
 
 __all__ = [
     'MetricGuidance',

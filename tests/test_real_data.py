@@ -8,7 +8,7 @@ from conftest import ROOT, SHARED, tool
 from safetensors.torch import load_file
 
 from mmseg_davpt import PromptedViT
-from mmseg_davpt.trunks import fetch
+from mmseg_davpt.weights import fetch
 
 WEIGHTS = SHARED / 'weights/dinov2_vits14.safetensors'
 CAMVID = SHARED / 'data/camvid'
@@ -45,7 +45,7 @@ def test_reads_real_ade20k_files():
     from mmengine.registry import init_default_scope
     from mmseg.registry import DATASETS
 
-    from mmseg_davpt.engine import load_config
+    from mmseg_davpt.apis import load_config
 
     cfg = load_config(ROOT / 'configs/davpt_upernet_ade20k.py')
     init_default_scope('mmseg')

@@ -9,14 +9,15 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not installed
 import mmseg_davpt  # noqa: F401  (first: its shims)
 import torch
 from mmengine.config import DictAction
 
-from mmseg_davpt import benchmark
-from mmseg_davpt.benchmark import Workload
+from benchmarks import speed as benchmark
+from benchmarks.speed import Workload
 from mmseg_davpt.datasets import check_data_roots
-from mmseg_davpt.engine import load_config
+from mmseg_davpt.apis import load_config
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 ARCHS = ['vit_small_patch14_dinov2', 'vit_base_patch16_224']

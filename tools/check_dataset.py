@@ -9,9 +9,8 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
 
 from mmseg_davpt.datasets import check_data_roots
-from mmseg_davpt.datasets.audit import audit_config
-from mmseg_davpt.datasets.audit_report import format_audit
-from mmseg_davpt.engine import load_config
+from mmseg_davpt.datasets.audit import audit_config, format_audit
+from mmseg_davpt.apis import load_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,20 +9,21 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not installed
 import mmseg_davpt  # noqa: F401  (first: its shims)
 import torch
 from mmengine.config import DictAction
 from tqdm import tqdm
 
-from mmseg_davpt.compare import Cell, Suite, format_table, load_suite, plot, run_cell, summarise
+from benchmarks.compare import Cell, Suite, format_table, load_suite, plot, run_cell, summarise
 from mmseg_davpt.datasets import check_data_roots
 
-QUICK = Path(__file__).parents[1] / 'suites/quick.py'
+QUICK = Path(__file__).parents[1] / 'benchmarks/suites/quick.py'
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Run methods x seeds, resumable, and tabulate them')
-    parser.add_argument('suite', nargs='?', help='suite file, e.g. suites/camvid_search_lr.py')
+    parser.add_argument('suite', nargs='?', help='suite file, e.g. benchmarks/suites/camvid_search_lr.py')
     parser.add_argument('--quick', action='store_true', help='instead: a tiny trunk on MiniScenes, in minutes')
     parser.add_argument('--jobs', type=int, default=1, help='cells at a time; the CPU threads are shared among them')
     parser.add_argument('--out', help='folder (default: work_dirs/compare/SUITE)')

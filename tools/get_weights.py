@@ -4,8 +4,8 @@ import argparse
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
 
-from mmseg_davpt.trunks import WeightsError
-from mmseg_davpt.trunks.fetch import fetch_weights
+from mmseg_davpt.weights import WeightsError
+from mmseg_davpt.weights.fetch import fetch_weights
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,8 +7,8 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 import torch
 from mmengine.config import DictAction
 
-from mmseg_davpt.engine import load_config
-from mmseg_davpt.engine.inference import find_images, segment_images
+from mmseg_davpt.apis import load_config
+from mmseg_davpt.apis.inference import find_images, segment_images
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,8 +7,8 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
 from mmengine.registry import init_default_scope
 
-from mmseg_davpt.engine import load_config
-from mmseg_davpt.tuning import build_shapes, format_comparison, format_report
+from mmseg_davpt.apis import load_config
+from mmseg_davpt.reports import build_shapes, format_comparison, format_report
 
 
 def parse_args() -> argparse.Namespace:

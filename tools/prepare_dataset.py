@@ -4,9 +4,7 @@ import argparse
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
 
-from mmseg_davpt.datasets.download import DataError
-from mmseg_davpt.datasets.prepare import prepare
-from mmseg_davpt.datasets.sources import SOURCES
+from mmseg_davpt.datasets.prepare import SOURCES, DataError, prepare
 
 
 def parse_args() -> argparse.Namespace:

@@ -10,7 +10,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmseg_davpt.datasets import check_data_roots
-from mmseg_davpt.engine import (
+from mmseg_davpt.apis import (
     draw_predictions,
     load_config,
     prepare_launcher,
@@ -20,7 +20,7 @@ from mmseg_davpt.engine import (
     run_single_scale,
     save_results,
 )
-from mmseg_davpt.tuning import format_report
+from mmseg_davpt.reports import format_report
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,7 +7,7 @@ from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from mmseg_davpt.datasets import check_data_roots
-from mmseg_davpt.engine import enable_amp, load_config, prepare_launcher
+from mmseg_davpt.apis import enable_amp, load_config, prepare_launcher
 
 
 def parse_args() -> argparse.Namespace:

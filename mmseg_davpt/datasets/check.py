@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .sources import SOURCES
+from .prepare import SOURCES
 
 
 def leaf_datasets(dataset: Mapping) -> Iterator[Mapping]:

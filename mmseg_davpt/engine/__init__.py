@@ -1,22 +1,14 @@
-"""Hooks, mixed precision on a CPU, and what the command lines share."""
+"""Hooks, optimizer wrappers and the metric."""
 
 from .assignment_hook import PromptAssignmentHook
+from .attention_mass import AttentionMassHook, attention_mass
 from .hooks import ParamReportHook, StepSeedHook
-from .launch import enable_amp, leave_process_group, load_config, prepare_launcher
+from .metric import PerClassIoUMetric
 from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
 from .pictures import PictureGridHook
-from .testing import (
-    PerClassIoUMetric,
-    draw_predictions,
-    library_versions,
-    prepare_test,
-    require_complete,
-    run_multi_scale,
-    run_single_scale,
-    save_results,
-)
 
 __all__ = [
+    'AttentionMassHook',
     'CpuAmpOptimWrapper',
     'ParamReportHook',
     'PerClassIoUMetric',
@@ -24,15 +16,5 @@ __all__ = [
     'PromptAssignmentHook',
     'StepSeedHook',
     'TunedOptimWrapperConstructor',
-    'draw_predictions',
-    'enable_amp',
-    'leave_process_group',
-    'library_versions',
-    'load_config',
-    'prepare_launcher',
-    'prepare_test',
-    'require_complete',
-    'run_multi_scale',
-    'run_single_scale',
-    'save_results',
+    'attention_mass',
 ]

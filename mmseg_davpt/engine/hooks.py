@@ -9,7 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..tuning import format_report
+from ..reports import format_report
 
 
 @HOOKS.register_module()

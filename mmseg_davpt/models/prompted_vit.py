@@ -12,10 +12,13 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..prompts import BlockTap, CarriedPrompts, PromptedAttention, Prompts
-from ..trunks import WeightsError, bias_home, build_trunk, load_trunk_weights, resolve_blocks, weight_home
+from ..trunks import bias_home, build_trunk, resolve_blocks, weight_home
 from ..tuning import (
+    BlockTap,
+    CarriedPrompts,
     ParallelAdapter,
+    PromptedAttention,
+    Prompts,
     apply_policy,
     low_rank,
     resolve_policy,
@@ -23,6 +26,7 @@ from ..tuning import (
     tuned_names,
     updates,
 )
+from ..weights import WeightsError, load_trunk_weights
 
 
 @MODELS.register_module()

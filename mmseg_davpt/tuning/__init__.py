@@ -1,19 +1,21 @@
-"""Which tensors learn."""
+"""Which tensors are trained, and how they enter the trunk."""
 
-from .adapter import ParallelAdapter
+from .adaptformer import ParallelAdapter
+from .attention import BlockTap, CarriedPrompts, PromptedAttention
 from .lora import low_rank, updates
-from .policy import TuningPolicy, apply_policy, resolve_policy, train_tuned_parts, tuned_names
-from .report import build_shapes, count_parameters, format_comparison, format_report
+from .policy import TuningPolicy, apply_policy, norm_parameters, resolve_policy, train_tuned_parts, tuned_names
+from .prompts import Prompts
 
 __all__ = [
+    'BlockTap',
+    'CarriedPrompts',
     'ParallelAdapter',
+    'PromptedAttention',
+    'Prompts',
     'TuningPolicy',
     'apply_policy',
-    'build_shapes',
-    'count_parameters',
-    'format_comparison',
-    'format_report',
     'low_rank',
+    'norm_parameters',
     'resolve_policy',
     'train_tuned_parts',
     'tuned_names',

@@ -1,0 +1,29 @@
+"""What command lines and notebooks call: config loading, testing, inference."""
+
+from .inference import find_images, segment_images
+from .launch import enable_amp, leave_process_group, load_config, prepare_launcher
+from .testing import (
+    draw_predictions,
+    library_versions,
+    prepare_test,
+    require_complete,
+    run_multi_scale,
+    run_single_scale,
+    save_results,
+)
+
+__all__ = [
+    'draw_predictions',
+    'enable_amp',
+    'find_images',
+    'leave_process_group',
+    'library_versions',
+    'load_config',
+    'prepare_launcher',
+    'prepare_test',
+    'require_complete',
+    'run_multi_scale',
+    'run_single_scale',
+    'save_results',
+    'segment_images',
+]

@@ -1,0 +1,6 @@
+"""Weight files in any supported format -> a trunk, strictly."""
+
+from .formats import WeightsError
+from .load import load_trunk_weights
+
+__all__ = ['WeightsError', 'load_trunk_weights']

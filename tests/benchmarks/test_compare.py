@@ -1,0 +1,261 @@
+"""Comparisons: statistics by hand, paired heads and data, cells that are never run twice."""
+
+import fcntl
+import json
+import math
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, batch, run, segmentor_cfg
+from mmengine.runner import IterBasedTrainLoop
+from mmseg.registry import MODELS
+
+from benchmarks.compare import PairedHeadsHook, format_table, load_suite, plot, run_cell, summarise
+from mmseg_davpt.engine import attention_mass
+
+
+def row(method, seed, miou, **extra):
+    figures = dict(frequent_mIoU=miou + 10, aAcc=80.0, tuned_trunk=1000, tuned_heads=500, trunk_share=0.5)
+    return dict(method=method, seed=seed, mIoU=miou, seconds_per_iteration=0.5, peak_memory_mb=900, **figures) | extra
+
+
+def test_statistics_by_hand():
+    rows = [row('a', s, m) for s, m in enumerate((40.0, 42.0, 41.0))]
+    rows += [row('b', s, m) for s, m in ((0, 41.0), (1, 44.0), (2, 42.0), (3, 50.0))]
+    base, other = summarise(rows, 'a')
+    assert (base['seeds'], base['mIoU'], base['difference'], base['interval']) == (3, 41.0, None, None)
+    assert base['sd'] == pytest.approx(1.0)
+    # Differences 1, 2, 1 over the three seeds that both have; t(0.975, 2) = 4.302653.
+    assert other['difference'] == pytest.approx(4 / 3)
+    half = 4.302653 * math.sqrt(1 / 3) / math.sqrt(3)
+    assert other['interval'] == pytest.approx((4 / 3 - half, 4 / 3 + half), abs=1e-5)
+    assert other['mIoU'] == pytest.approx((41 + 44 + 42 + 50) / 4)
+
+
+def test_one_seed_has_no_spread(tmp_path):
+    summaries = summarise([row('a', 0, 40.0), row('b', 0, 41.0)], 'a')
+    assert summaries[1]['interval'] is None
+    table = format_table(summaries, 'a')
+    assert '| b | 1 | 41.00 | +1.00 |' in table
+    assert '±' not in table
+    plot(summaries, tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ("config='c.py'", 'missing'),
+        ("config='c.py'; methods={}; seeds=(0,); common={}; baseline='a'; speed=3", 'speed'),
+        ("config='c.py'; methods=dict(b={}); seeds=(0,); common={}; baseline='a'", "baseline='a' is none of"),
+        ("config='c.py'; methods=dict(a={}); seeds=(); common={}; baseline='a'", 'seeds'),
+    ],
+)
+def test_bad_suites_are_named(tmp_path, text, message):
+    (tmp_path / 's.py').write_text(text.replace('; ', '\n'))
+    with pytest.raises(ValueError, match=message) as error:
+        load_suite(tmp_path / 's.py')
+    assert 's.py' in str(error.value)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks/suites').glob('*.py')), ids=lambda path: path.stem)
+def test_shipped_suites_make_configs(path, monkeypatch, scenes):
+    """Every cell's options name keys that exist; only what learns and its rate differ from the baseline."""
+    monkeypatch.chdir(ROOT)
+    suite = load_suite(path)
+    monkeypatch.setattr('benchmarks.compare.suite.DATASETS.build', lambda _: range(24))
+    base = next(cell for cell in suite.cells() if cell.method == suite.baseline).config()
+    keys = set()
+    for cell in suite.cells():
+        cfg = cell.config()
+        keys.add(cell.key(cfg))
+        for part in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg'):
+            assert cfg[part] == base[part], (cell.method, part)
+        assert cfg.model.decode_head == base.model.decode_head
+        assert cfg.randomness.seed == cell.seed
+    assert len(keys) == len(suite.cells())
+
+
+SUITE = """
+config = {root!r} + '/configs/davpt_upernet_miniscenes.py'
+common = {common}
+methods = {{
+    'head only': {{'model.backbone.tuning': 'frozen', 'model.guidance': None}},
+    'DA-VPT': {{'model.backbone.tuning': 'davpt', 'custom_hooks': {hooks}}},
+}}
+seeds = (3,)
+baseline = 'head only'
+select = {select}
+fraction = {fraction}
+"""
+
+
+def write_suite(path, select=False, fraction=1.0):
+    common = load_suite(ROOT / 'benchmarks/suites/quick.py').common
+    common = {**common, 'train_cfg.max_iters': 4, 'default_hooks.checkpoint.interval': 2}
+    hooks = [dict(type='PromptAssignmentHook'), dict(type='AttentionMassHook', num_batches=2)]
+    hooks += [dict(type='StepSeedHook'), dict(type='EMAHook', momentum=0.1)]
+    path.write_text(SUITE.format(root=str(ROOT), common=common, select=select, fraction=fraction, hooks=hooks))
+    return path
+
+
+def test_slices_of_the_training_images(tmp_path, scenes):
+    """Selection: every sixth training image is evaluated on and not trained on. A fraction is spread evenly."""
+    whole, selecting, part = (
+        load_suite(write_suite(tmp_path / f'{name}.py', *options)).cells()[0].config({'data_root': str(scenes)})
+        for name, options in dict(whole=(), selecting=(True,), part=(False, 0.25)).items()
+    )
+    assert whole.train_dataloader.dataset.indices == list(range(8))
+    assert 'validation' in whole.val_dataloader.dataset.data_prefix.img_path
+    assert selecting.train_dataloader.dataset.indices == [1, 2, 3, 4, 5, 7]
+    assert selecting.test_dataloader.dataset.indices == [0, 6]
+    assert selecting.test_dataloader.dataset.data_prefix == selecting.train_dataloader.dataset.data_prefix
+    assert not any('Random' in step.type for step in selecting.test_dataloader.dataset.pipeline)
+    assert part.train_dataloader.dataset.indices == [0, 4]
+
+
+def test_a_killed_cell_goes_on_to_the_same_row(tmp_path, scenes, monkeypatch):
+    """Cut off between two checkpoints; averaged weights (EMA) included, which are what is evaluated."""
+    suite = load_suite(write_suite(tmp_path / 'suite.py'))
+    cell = next(cell for cell in suite.cells() if cell.method == 'DA-VPT')
+    options = {'data_root': str(scenes)}
+    whole = run_cell(cell.config(options), cell.method, tmp_path / 'whole', keep=True)
+    step = IterBasedTrainLoop.run_iter
+
+    def cut(self, batch):
+        if self.iter == 3:
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(IterBasedTrainLoop, 'run_iter', cut)
+        run_cell(cell.config(options), cell.method, tmp_path / 'cut')
+    assert not (tmp_path / 'cut/row.json').exists()
+    resumed = run_cell(cell.config(options), cell.method, tmp_path / 'cut')
+    volatile = ('seconds_per_iteration', 'peak_memory_mb')
+    assert {k: v for k, v in resumed.items() if k not in volatile} == {
+        k: v for k, v in whole.items() if k not in volatile
+    }
+    state = torch.load(tmp_path / 'whole/iter_4.pth', weights_only=False)
+    assert not torch.equal(  # averaged weights are others than the last
+        state['state_dict']['decode_head.conv_seg.weight'],
+        state['ema_state_dict']['module.decode_head.conv_seg.weight'],
+    )
+
+
+def test_a_cell_is_run_by_one_process_at_a_time(tmp_path, scenes):
+    suite, out = write_suite(tmp_path / 'suite.py'), tmp_path / 'out'
+    cell = load_suite(suite).cells()[0]
+    folder = out / 'cells' / cell.key(cell.config({'data_root': str(scenes)}))
+    folder.mkdir(parents=True)
+    with (folder / 'cell.log').open('w') as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        command = (sys.executable, ROOT / 'tools/compare.py', suite, '--out', out, '--only', cell.method)
+        code, printed = run(*command, '--cfg-options', f'data_root={scenes}', check=False)
+    assert code != 0
+    assert 'another process is running this cell' in printed
+
+
+def test_a_suite_runs_once_and_goes_on(tmp_path, scenes):
+    suite, out = write_suite(tmp_path / 'suite.py'), tmp_path / 'out'
+    command = (sys.executable, ROOT / 'tools/compare.py', suite, '--out', out, '--keep', '--cfg-options')
+    first = run(*command, f'data_root={scenes}', cwd=tmp_path)
+    assert '0 cells have finished, 2 to run' in first
+    rows = [json.loads(line) for line in (out / 'rows.jsonl').read_text().splitlines()]
+    assert [part['method'] for part in rows] == ['head only', 'DA-VPT']
+    assert rows[0]['tuned_trunk'] == 0
+    assert rows[1]['tuned_trunk'] == 6 * (4 * 64 + 1)
+    assert rows[0]['tuned_heads'] == rows[1]['tuned_heads'] > 0
+    assert rows[0]['eval_images'] == 3
+    assert 'attention_after' not in rows[0]
+    before, after = rows[1]['attention_before'], rows[1]['attention_after']
+    assert before.keys() == after.keys() == {'to_prompts', 'to_own', 'own_by_chance', 'bits'}
+    assert before != after
+    assert set(rows[0]['versions']) >= {'torch', 'timm', 'mmseg_davpt'}
+    assert '| DA-VPT | 1 |' in (out / 'table.md').read_text()
+    # A finished cell is not run again; one without its row is, from its last checkpoint.
+    lost = next(out.glob('cells/da-vpt*/row.json'))
+    lost.unlink()
+    second = run(*command, f'data_root={scenes}', cwd=tmp_path)
+    assert '1 cells have finished, 1 to run' in second
+    assert rows[1]['mIoU'] != rows[0]['mIoU']
+    again = json.loads(lost.read_text())
+    assert again['mIoU'] == rows[1]['mIoU']
+    log = (lost.parent / 'cell.log').read_text()
+    assert log.count('Saving checkpoint at 4 iterations') == 1  # nothing was left to train
+
+
+class TestPairedHeads:
+    def start(self, tuning):
+        torch.manual_seed(len(tuning))  # methods draw differently many numbers
+        model = MODELS.build(segmentor_cfg(tuning=tuning, guidance=False))
+        runner = type('R', (), dict(iter=0, seed=7, model=model, cfg=type('C', (), {})()))()
+        runner.cfg.model = segmentor_cfg(tuning=tuning, guidance=False)
+        state = torch.get_rng_state()
+        PairedHeadsHook().before_train(runner)
+        assert torch.equal(state, torch.get_rng_state())
+        return model
+
+    def test_heads_start_alike_backbones_do_not(self):
+        a, b = self.start('vpt_deep'), self.start('frozen')
+        for x, y in zip(a.decode_head.parameters(), b.decode_head.parameters(), strict=True):
+            assert torch.equal(x, y)
+        assert not torch.equal(a.backbone.trunk.pos_embed, b.backbone.trunk.pos_embed)
+
+
+class TestAttentionMass:
+    def measure(self, model, batches=2):
+        torch.manual_seed(5)
+        data = []
+        for _ in range(batches):
+            images, samples = batch(4)
+            data.append(dict(inputs=list(images), data_samples=samples))
+        return data, attention_mass(model, data)
+
+    @pytest.mark.parametrize('gate', [False, True])
+    def test_against_timm_s_softmax(self, gate):
+        """Literal attention of the block over [prompts, tokens], its rows of patches averaged by class."""
+        model = MODELS.build(segmentor_cfg(4, guidance=True, prompts=dict(num=3, gate=gate))).double()
+        model.data_preprocessor.double()
+        part = model.guidance.assignments[0]
+        part.assignment.copy_(torch.tensor([2, 0, 1, 0]))
+        data, found = self.measure(model)
+        block, seen = model.backbone.trunk.blocks[5], {}
+        table, patches = torch.zeros(4, 3, dtype=torch.float64), 0.0
+        for item in data:
+            item = model.data_preprocessor(item, training=True)
+            handle = block.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+            with torch.no_grad():
+                model.eval().backbone(item['inputs'])
+            handle.remove()
+            tokens = model.backbone.prompts.tokens['5'].expand(len(seen['x']), -1, -1)
+            z = block.norm1(torch.cat([tokens, seen['x']], dim=1))
+            q, k, _ = block.attn.qkv(z).reshape(len(z), -1, 3, block.attn.num_heads, block.attn.head_dim).unbind(2)
+            scores = torch.einsum('bqhd,bkhd->bhqk', q, k) / math.sqrt(block.attn.head_dim)
+            scores = scores[..., :3] if gate else scores  # behind a gate, prompts are attended to by themselves
+            mass = scores.softmax(-1).mean(1)[:, 4:, :3]  # behind 3 prompts and the class token
+            shares = model.label_shares(item['data_samples']).double()
+            for c in range(4):
+                table[c] += (shares[..., c, None] * mass).sum((0, 1)).detach()
+            patches += shares.sum().item()
+        joint = table / table.sum()
+        assert found['to_prompts'] == pytest.approx(100 * table.sum().item() / patches)
+        own = joint[0, 2] + joint[1, 0] + joint[2, 1] + joint[3, 0]
+        assert found['to_own'] == pytest.approx(100 * own.item())
+        entropy = {name: -(p * p.log2()).sum() for name, p in dict(c=joint.sum(1), m=joint.sum(0), cm=joint).items()}
+        assert found['bits'] == pytest.approx((entropy['c'] + entropy['m'] - entropy['cm']).item(), abs=1e-9)
+
+    def test_prompts_that_are_alike_tell_nothing(self):
+        model = MODELS.build(segmentor_cfg(4, guidance=True))
+        with torch.no_grad():
+            model.backbone.prompts.tokens['5'].copy_(model.backbone.prompts.tokens['5'][:1].expand(3, -1))
+        model.guidance.assignments[0].assignment.copy_(torch.tensor([0, 1, 2, -1]))
+        _, found = self.measure(model)
+        assert found['bits'] == pytest.approx(0, abs=1e-6)
+        assert found['to_own'] == pytest.approx(found['own_by_chance'], rel=1e-4)
+
+    def test_without_guidance_there_is_no_own_prompt(self):
+        model = MODELS.build(segmentor_cfg(4, guidance=False))
+        _, found = self.measure(model, 1)
+        assert set(found) == {'to_prompts', 'bits'}

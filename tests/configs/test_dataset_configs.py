@@ -1,0 +1,120 @@
+"""Configs of datasets: what they share, where their data lies, and own masks edited in one place."""
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, tool
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmseg.registry import DATASETS
+from small_configs import walk
+
+from mmseg_davpt.apis import load_config
+from mmseg_davpt.datasets import check_data_roots
+from mmseg_davpt.datasets.prepare import SOURCES
+
+BASES = sorted((ROOT / 'configs/_base_/datasets').glob('*.py'))
+LEAFS = {name: ROOT / f'configs/davpt_upernet_{name}.py' for name in SOURCES}
+OWN = ROOT / 'configs/davpt_upernet_own_masks.py'
+
+
+@pytest.mark.parametrize('path', BASES, ids=lambda path: path.stem)
+def test_bases_are_alike(path):
+    cfg = Config.fromfile(path)
+    assert cfg.train_pipeline[0].type == 'SeedPerDraw'
+    assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
+    assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
+    assert cfg.train_dataloader.sampler.type == 'ReplayableSampler'
+    assert cfg.val_evaluator == cfg.test_evaluator == dict(type='IoUMetric', iou_metrics=['mIoU'])
+    crop = next(step for step in cfg.train_pipeline if step.type == 'RandomCrop')
+    assert crop.crop_size == cfg.crop_size
+    tta = cfg.tta_pipeline[-1]
+    assert tta.type == 'TestTimeAug'
+    assert [len(branch) for branch in tta.transforms[1:]] == [2, 1, 1]  # flips, mask, packing
+    types = [[step['type'] for step in walk(part) if 'type' in step] for part in (cfg.test_pipeline, cfg.tta_pipeline)]
+    assert all(names.count('LoadAnnotations') == 1 for names in types)
+    if 'Resize' in types[0]:  # truth keeps its size
+        assert types[0].index('Resize') < types[0].index('LoadAnnotations')
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_data_lies_where_it_is_prepared(name, tmp_path):
+    cfg = load_config(LEAFS[name])
+    assert cfg.data_root == f'data/{SOURCES[name].folder}'
+    assert cfg.train_dataloader.dataset.type == SOURCES[name].dataset
+    train, val = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
+    assert (train.data_prefix, train.get('ann_file')) != (val.data_prefix, val.get('ann_file'))
+    cfg = load_config(LEAFS[name], {'data_root': str(tmp_path / 'nowhere')})
+    with pytest.raises(FileNotFoundError, match=rf'nowhere.*python tools/prepare_dataset.py {name} '):
+        check_data_roots(cfg)
+
+
+@pytest.mark.parametrize('path', [*LEAFS.values(), OWN], ids=lambda path: path.stem)
+def test_model_fits_the_crop(path):
+    cfg = load_config(path)
+    size = cfg.model.data_preprocessor.size
+    assert size == cfg.crop_size
+    if cfg.model.test_cfg.mode == 'slide':
+        assert cfg.model.test_cfg.crop_size == cfg.model.backbone.img_size == size
+        assert all(step < side for step, side in zip(cfg.model.test_cfg.stride, size))
+    patch = 14 if 'patch14' in cfg.model.backbone.arch else 16
+    assert all(side % patch == 0 for side in size)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The config as its user leaves it, with three classes, and a folder of 6 images."""
+    text = OWN.read_text()
+    line = "classes = ('background', 'object')"
+    assert text.count(line) == 1
+    text = text.replace(line, "classes = ('soil', 'leaf', 'stem')").replace('./_base_', str(ROOT / 'configs/_base_'))
+    (tmp_path / 'mine.py').write_text(text)
+    draw = np.random.default_rng(0)
+    for split, number in (('train', 4), ('val', 2)):
+        for kind in ('images', 'annotations'):
+            (tmp_path / f'data/{kind}/{split}/day1').mkdir(parents=True)
+        for index in range(number):
+            image = draw.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / f'data/images/{split}/day1/{index}.jpg'), image)
+            mask = draw.integers(0, 3, (48, 64), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / f'data/annotations/{split}/day1/{index}.png'), mask)
+    return tmp_path
+
+
+def test_own_classes_reach_everything(own):
+    cfg = load_config(own / 'mine.py', {'data_root': str(own / 'data')})
+    assert {node['num_classes'] for node in walk(cfg.model) if 'num_classes' in node} == {3}
+    init_default_scope('mmseg')
+    for loader, number in ((cfg.train_dataloader, 4), (cfg.val_dataloader, 2), (cfg.test_dataloader, 2)):
+        dataset = DATASETS.build(loader.dataset)
+        assert len(dataset) == number
+        assert dataset.metainfo['classes'] == ('soil', 'leaf', 'stem')
+        assert len(dataset.metainfo['palette']) == 3
+    assert set(np.unique(dataset[0]['data_samples'].gt_sem_seg.data)) == {0, 1, 2}
+
+
+def test_own_masks_say_what_the_folder_looks_like(own):
+    cfg = load_config(own / 'mine.py')
+    assert cfg.data_root == cfg.train_dataloader.dataset.data_root == 'data/own_masks'
+    cfg = load_config(own / 'mine.py', {'data_root': str(own / 'nowhere')})
+    with pytest.raises(FileNotFoundError, match=r'nowhere.*docs/datasets.md'):
+        check_data_roots(cfg)
+
+
+def test_own_masks_are_checked_and_trained(own):
+    data = ['--cfg-options', f'data_root={own}/data']
+    assert '0 errors' in tool('check_dataset', own / 'mine.py', *data)
+    printed = tool(
+        'train', own / 'mine.py', '--work-dir', own / 'run', *data,
+        'model.backbone.arch=test_vit', 'model.backbone.pretrained=False', 'model.backbone.allow_random=True',
+        'model.backbone.out_indices=(1,2,3,5)', 'model.neck.embed_dim=64',
+        'model.decode_head.in_channels=[64,64,64,64]',
+        'model.data_preprocessor.size=(96,96)', 'train_pipeline.3.scale=(128,96)', 'train_pipeline.4.crop_size=(96,96)',
+        'train_dataloader.dataset.pipeline.3.scale=(128,96)', 'train_dataloader.dataset.pipeline.4.crop_size=(96,96)',
+        'val_dataloader.dataset.pipeline.1.scale=(128,96)', 'train_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
+        'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
+        'train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'custom_hooks.2.num_batches=2',
+    )  # fmt: skip
+    assert 'stem' in printed  # the table by class
+    assert 'mIoU: ' in printed

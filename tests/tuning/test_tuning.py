@@ -1,0 +1,225 @@
+"""What learns under each preset, and one battery that every preset must pass."""
+
+import sys
+
+import pytest
+import timm
+import torch
+from conftest import DEPTH, DIMS, batch, segmentor_cfg
+from mmseg.registry import MODELS
+
+from mmseg_davpt.models import PromptedViT
+from mmseg_davpt.reports import count_parameters, format_report
+
+PRESETS = ['frozen', 'full', 'bias', 'norm', 'partial-2', 'vpt_shallow', 'vpt_deep', 'davpt', 'davpt_plus']
+PRESETS += ['vpt_bias', 'lora', 'lora_all', 'adaptformer']
+EXPLICIT = [
+    dict(prompts=True, bias=('v',), norm=True, cls_token=True),
+    dict(bias=('proj', 'fc1')),
+    dict(blocks=(-1, 0)),
+    dict(prompts=True, bias=('v',), lora=dict(targets=('v', 'proj'), rank=2), adapter=dict(dim=4)),
+]
+
+
+def learning(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def trunk_names(model):
+    return {f'trunk.{name}' for name, _ in model.trunk.named_parameters()}
+
+
+def test_what_each_preset_tunes(vit):
+    def of(tuning, **options):
+        return learning(vit(tuning=tuning, prompts=dict(num=2), **options))
+
+    model = vit(tuning='frozen')
+    every = {name for name in trunk_names(model)}
+    prompts = {f'prompts.tokens.{i}' for i in range(DEPTH)}
+    assert of('frozen') == set()
+    assert of('full') == every
+    assert of('bias') == {name for name in every if name.endswith('.bias')}
+    assert of('norm') == {name for name in every if '.norm' in name}
+    last_two = {name for name in every if name.startswith(('trunk.blocks.4.', 'trunk.blocks.5.'))}
+    assert of('partial-2') == last_two | {'trunk.norm.weight', 'trunk.norm.bias'}
+    assert of('vpt_shallow') == {'prompts.tokens.0'}
+    assert of('vpt_deep') == of('davpt') == prompts
+    assert of('davpt_plus') == prompts | {f'biases.{i}.{part}' for i in range(DEPTH) for part in 'kv'}
+    fc1 = {name for name in every if name.endswith(('fc1.bias', 'proj.bias')) and 'blocks' in name}
+    assert of(dict(bias=('proj', 'fc1'))) == fc1 | {'trunk.patch_embed.proj.bias'}
+    assert of(dict(cls_token=True)) == {'trunk.cls_token'}
+    assert of('vpt_bias') == prompts | of('bias')
+    assert of('lora') == {
+        f'lora.{i}.{part}.lora_{m}.default.weight' for i in range(DEPTH) for part in 'qv' for m in 'AB'
+    }
+    assert {name.split('.')[2] for name in of('lora_all')} == {'q', 'k', 'v', 'proj'}
+    assert of('adaptformer') == {
+        f'adapters.{i}.{layer}.{kind}' for i in range(DEPTH) for layer in ('down', 'up') for kind in ('weight', 'bias')
+    }
+
+
+def test_nothing_behind_the_last_tap_learns(vit):
+    """A parameter that no output depends on breaks distributed training."""
+    for tuning in PRESETS[1:]:
+        tuning = 'partial-1' if tuning == 'partial-2' else tuning
+        model = vit(tuning=tuning, out_indices=(0, 2), norm_taps=False, prompts=dict(num=2))
+        names = learning(model)
+        assert names
+        assert not any(f'.{block}.' in f'.{name}.' for name in names for block in (3, 4, 5)), tuning
+        assert 'trunk.norm.weight' not in names
+
+
+@pytest.mark.parametrize('tuning', PRESETS + EXPLICIT, ids=str)
+class TestEveryPreset:
+    def build(self, tuning):
+        model = MODELS.build(segmentor_cfg(tuning=tuning, prompts=dict(num=3), guidance=False))
+        return model.train()
+
+    def test_all_and_only_tuned_parameters_get_gradients(self, tuning):
+        model = self.build(tuning)
+        losses = model(*batch(), mode='loss')
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+
+    def test_a_step_changes_only_what_is_tuned(self, tuning):
+        model = self.build(tuning)
+        for name, parameter in model.backbone.named_parameters():
+            if name.startswith(('lora', 'adapters')):  # behind a zero, nothing learns in the first step
+                torch.nn.init.normal_(parameter)
+        before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+        losses = model(*batch(), mode='loss')
+        sum(value for name, value in losses.items() if 'loss' in name).backward()
+        optimizer.step()
+        tuned = learning(model.backbone)
+        for name, value in model.backbone.state_dict().items():
+            assert torch.equal(value, before[name]) == (name not in tuned), name
+
+    def test_train_returns_self_and_frozen_parts_evaluate(self, tuning):
+        model = self.build(tuning)
+        backbone = model.backbone
+        assert backbone.train() is backbone
+        for block in backbone.trunk.blocks:
+            whole = all(parameter.requires_grad for parameter in block.parameters())
+            assert block.training == whole
+        assert backbone.training
+        assert not backbone.eval().training
+        assert not any(module.training for module in backbone.modules())
+
+    def test_save_and_load_into_a_fresh_model(self, tuning, tmp_path):
+        """BN statistics and guidance state included: predictions are equal."""
+        model = self.build(tuning)
+        model(*batch(), mode='loss')
+        torch.save(model.state_dict(), tmp_path / 'm.pth')
+        fresh = self.build(tuning)
+        fresh.load_state_dict(torch.load(tmp_path / 'm.pth', weights_only=True))
+        x, _ = batch()
+        with torch.no_grad():
+            a, b = model.eval()(x, mode='tensor'), fresh.eval()(x, mode='tensor')
+        assert torch.equal(a, b)
+
+
+def test_frozen_drop_path_is_dead_and_tuned_is_live(vit):
+    x = torch.randn(4, 3, 32, 32)
+    frozen = vit(tuning='davpt', prompts=dict(num=2), drop_path_rate=0.9).train()
+    assert torch.equal(frozen(x)[-1], frozen(x)[-1])
+    full = vit(tuning='full', drop_path_rate=0.9).train()
+    assert not torch.equal(full(x)[-1], full(x)[-1])
+
+
+@pytest.mark.parametrize(
+    ('tuning', 'message'),
+    [
+        ('vpt', 'vpt_deep'),
+        ('partial-9', '6 blocks'),
+        (dict(promts=True), 'promts'),
+        (dict(bias=('w',)), "bias='w'"),
+        (dict(bias='k'), "bias='k'"),
+        (dict(blocks=(6,)), 'tuning.blocks'),
+        (dict(blocks='all', bias=('k',)), 'twice'),
+        (dict(lora=dict(targets=('query',))), 'targets'),
+        (dict(lora=dict(rank=0)), 'rank=0'),
+        (dict(adapter=dict(dim=0)), 'dim=0'),
+    ],
+)
+def test_names_that_match_nothing_are_errors(vit, tuning, message):
+    with pytest.raises(ValueError, match=message):
+        vit(tuning=tuning)
+
+
+def test_class_token_that_is_not_there(vit):
+    with pytest.raises(ValueError, match='cls_token matches no parameter'):
+        vit(arch='test_vit2', norm_taps=False, tuning=dict(cls_token=True))
+
+
+def test_report_adds_up():
+    model = MODELS.build(segmentor_cfg(tuning='davpt_plus', prompts=dict(num=3)))
+    counts = count_parameters(model)
+    assert counts['prompts'] == (DEPTH * 3 * DIMS, DEPTH * 3 * DIMS)
+    assert counts['biases'][0] == DEPTH * 2 * DIMS
+    assert counts['norms'][0] == 0
+    assert sum(every for _, every in counts.values()) == sum(p.numel() for p in model.parameters())
+    assert sum(tuned for tuned, _ in counts.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert counts['heads'][0] == sum(p.numel() for p in model.decode_head.parameters())
+    report = format_report(model)
+    trunk = sum(p.numel() for p in model.backbone.trunk.parameters())
+    assert f'{100 * DEPTH * 3 * DIMS / trunk:.3f}' in report
+
+
+@pytest.mark.parametrize('arch', ['test_vit', 'eva02_tiny_patch14_224', 'vit_tiny_patch16_dinov3_qkvb'])
+def test_lora_is_its_formula(arch):
+    """W + alpha / r * B A in timm's own weights gives the same maps; fused, split and biased projections."""
+    options = dict(pretrained=False, allow_random=True, out_indices=(0, 2))
+    tuning = dict(lora=dict(targets=('q', 'k', 'v', 'proj'), rank=3, alpha=6))
+    model = PromptedViT(arch, **options, tuning=tuning).double().eval()
+    before = PromptedViT(arch, **options, tuning='frozen').double().eval()
+    before.trunk.load_state_dict(model.trunk.state_dict())
+    x = torch.randn(1, 3, 2 * model.patch_size[0], 3 * model.patch_size[1], dtype=torch.float64)
+    for a, b in zip(model(x), before(x), strict=True):  # B starts at zero
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    for parameter in model.lora.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for index, layers in model.lora.items():
+        attn = before.trunk.blocks[int(index)].attn
+        for number, part in enumerate(('q', 'k', 'v', 'proj')):
+            a, b = (layers[part].get_parameter(f'lora_{matrix}.default.weight') for matrix in 'AB')
+            whole = (
+                attn.proj if part == 'proj' else attn.get_submodule(f'{part}_proj') if attn.qkv is None else attn.qkv
+            )
+            rows = slice(number * len(b), (number + 1) * len(b)) if whole is attn.qkv else slice(None)
+            with torch.no_grad():
+                whole.weight[rows] += 6 / 3 * b @ a
+    for a, b in zip(model(x), before(x), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    merged = model.merged_trunk()
+    assert all(torch.allclose(merged[name], value) for name, value in before.trunk.state_dict().items())
+
+
+def test_lora_without_peft_says_what_to_install(vit, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    with pytest.raises(ImportError, match='pip install'):
+        vit(tuning='lora')
+
+
+@pytest.mark.parametrize('arch', ['test_vit', 'vit_small_patch14_dinov2'])
+def test_adapter_is_its_formula(arch):
+    """AdaptFormer's equations, block by block; with LayerScale the branch joins behind it."""
+    model = PromptedViT(
+        arch, False, out_indices=(2,), allow_random=True, norm_taps=False, tuning=dict(adapter=dict(dim=5, scale=0.7))
+    ).double()
+    for parameter in [*model.adapters.parameters(), *(p for n, p in model.trunk.named_parameters() if 'gamma' in n)]:
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 3, 2 * model.patch_size[0], 2 * model.patch_size[1], dtype=torch.float64)
+    trunk = timm.create_model(arch, num_classes=0, dynamic_img_size=True).double()
+    trunk.load_state_dict(model.trunk.state_dict())
+    tokens = trunk._pos_embed(trunk.patch_embed(x))
+    for block, adapter in zip(trunk.blocks, model.adapters.values()):
+        tokens = tokens + block.ls1(block.attn(block.norm1(tokens)))
+        z = block.norm2(tokens)
+        branch = (z @ adapter.down.weight.T + adapter.down.bias).clamp(min=0) @ adapter.up.weight.T + adapter.up.bias
+        tokens = tokens + block.ls2(block.mlp(z)) + 0.7 * branch
+        if adapter is model.adapters['2']:
+            break
+    expected = tokens[:, trunk.num_prefix_tokens :].transpose(1, 2).reshape(2, -1, 2, 2)
+    torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=1e-10)

