@@ -13,6 +13,11 @@ _base_ = [
 model = dict(
     backbone=dict(tuning='davpt', prompts=dict(num=20, init='prototype', gate=True)),
     guidance=dict(
-        blocks=(-1,), sample_space='query', prompt_space='key', weight_patch=0.05, weight_proto=0.05, centre=True
+        blocks=(-1,),
+        sample_space='query',
+        prompt_space='key',
+        weight_patch=0.05,
+        weight_proto=0.05,
+        center_prototypes=True,
     ),
 )

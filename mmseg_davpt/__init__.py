@@ -7,7 +7,7 @@ compat.apply()  # before anything imports torchvision, mmseg, or builds a Runner
 # ruff: noqa: E402
 from . import datasets
 from .engine import PromptAssignmentHook
-from .guidance import MetricGuidance, ProxyAnchorLoss, class_prototypes, patch_label_shares
+from .guidance import MetricGuidance, ProxyAnchorLoss, class_prototypes, patch_class_fractions
 from .models import PromptedEncoderDecoder, PromptedViT
 from .reports import count_parameters, format_report
 from .tuning import TuningPolicy
@@ -27,5 +27,5 @@ __all__ = [
     'count_parameters',
     'datasets',
     'format_report',
-    'patch_label_shares',
+    'patch_class_fractions',
 ]

@@ -75,13 +75,13 @@ def vpt_shallow(trunk, prompts, x, indices):
     prefix, m = trunk.num_prefix_tokens, len(prompts)
     x = trunk.norm_pre(trunk._pos_embed(trunk.patch_embed(x)))
     x = torch.cat([x[:, :prefix], prompts.expand(b, -1, -1), x[:, prefix:]], dim=1)
-    taps = []
+    activations = []
     for index, block in enumerate(trunk.blocks):
         x = block(x)
         if index in indices:
-            taps.append(trunk.norm(x)[:, prefix + m :])
+            activations.append(trunk.norm(x)[:, prefix + m :])
     h, w = height // trunk.patch_embed.patch_size[0], width // trunk.patch_embed.patch_size[1]
-    return [t.transpose(1, 2).reshape(b, -1, h, w) for t in taps]
+    return [t.transpose(1, 2).reshape(b, -1, h, w) for t in activations]
 
 
 def attention_output(block, x, prompts, prefix):
@@ -112,29 +112,31 @@ def proxy_anchor(samples, labels, proxies, assignment, alpha=32.0, margin=0.1):
     return (pull / len(with_sample) if with_sample else 0.0) + (push / len(owning) if owning else 0.0)
 
 
-def label_shares(gt, patch, num_classes, ignore=255):
+def class_fractions(gt, patch, num_classes, ignore=255):
     """Patch by patch with numpy."""
     gt = np.asarray(gt)
     b, height, width = gt.shape
     ph, pw = patch
     h, w = math.ceil(height / ph), math.ceil(width / pw)
-    shares = np.zeros((b, h * w, num_classes))
+    fractions = np.zeros((b, h * w, num_classes))
     for image in range(b):
         for i in range(h):
             for j in range(w):
                 cell = gt[image, i * ph : (i + 1) * ph, j * pw : (j + 1) * pw]
                 for c in range(num_classes):
-                    shares[image, i * w + j, c] = np.count_nonzero(cell == c) / (ph * pw)
-    return shares
+                    fractions[image, i * w + j, c] = np.count_nonzero(cell == c) / (ph * pw)
+    return fractions
 
 
-def prototypes(tokens, shares):
+def prototypes(tokens, fractions):
     """Class by class with numpy; None where a class is absent."""
-    tokens, shares = np.asarray(tokens, np.float64), np.asarray(shares, np.float64)
+    tokens, fractions = np.asarray(tokens, np.float64), np.asarray(fractions, np.float64)
     return [
         [
-            None if shares[b, :, c].sum() == 0 else (shares[b, :, c, None] * tokens[b]).sum(0) / shares[b, :, c].sum()
-            for c in range(shares.shape[2])
+            None
+            if fractions[b, :, c].sum() == 0
+            else (fractions[b, :, c, None] * tokens[b]).sum(0) / fractions[b, :, c].sum()
+            for c in range(fractions.shape[2])
         ]
         for b in range(len(tokens))
     ]

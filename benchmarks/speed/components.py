@@ -16,9 +16,9 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import DATASETS, MODELS
 from torch import Tensor, nn
 
-from mmseg_davpt.guidance import MetricGuidance, patch_label_shares
+from mmseg_davpt.guidance import MetricGuidance, patch_class_fractions
 from mmseg_davpt.models import PromptedEncoderDecoder
-from mmseg_davpt.tuning import BlockTap
+from mmseg_davpt.tuning import BlockActivations
 
 from .goals import table
 from .measure import Case, Timed, peak_memory, ratio
@@ -74,12 +74,12 @@ def guidance_case(load: Workload, classes: int, patches: int) -> Case:
     weight = (draw(load.dims, load.dims) / load.dims**0.5).to(load.device)
     shapes = [(load.batch, patches, load.dims)] * 2 + [(PROMPTS, load.dims)]
     leaves = [nn.Parameter(draw(*shape).to(load.device)) for shape in shapes]
-    taps = {0: BlockTap(*leaves, lambda x, _: F.linear(x, weight))}
+    activations = {0: BlockActivations(*leaves, lambda x, _: F.linear(x, weight))}
     labels = dataclasses.replace(load, size=side * load.patch, classes=classes).labels()
 
     def work() -> None:
         with load.autocast():
-            losses = guidance(taps, patch_label_shares(labels, load.patch, classes))
+            losses = guidance(activations, patch_class_fractions(labels, load.patch, classes))
         sum(losses.values()).backward()
 
     return Case(work, leaves, guidance)
@@ -110,7 +110,7 @@ def segmentor(load: Workload, kind: str = 'PromptedEncoderDecoder', **options: o
         pretrained=False,
         allow_random=True,
         img_size=load.side * load.patch,
-        out_indices=load.taps,
+        out_indices=load.activations,
         prompts=dict(num=PROMPTS),
         tuning='vpt_deep',
     )

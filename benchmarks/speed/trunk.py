@@ -15,7 +15,7 @@ from mmseg.models.backbones import VisionTransformer
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from mmseg_davpt.guidance import MetricGuidance, patch_label_shares
+from mmseg_davpt.guidance import MetricGuidance, patch_class_fractions
 from mmseg_davpt.models import PromptedViT
 from mmseg_davpt.trunks import build_trunk
 from mmseg_davpt.trunks.build import SUPPORTED
@@ -32,7 +32,7 @@ def prompted(load: Workload, num: int = 20, late: bool = False, gate: bool = Fal
         pretrained=False,
         allow_random=True,
         img_size=load.side * load.patch,
-        out_indices=load.taps,
+        out_indices=load.activations,
         prompts=dict(num=num, blocks=blocks, gate=gate),
         **options,
     )
@@ -44,11 +44,11 @@ class TimmTrunk(nn.Module):
     def __init__(self, load: Workload) -> None:
         super().__init__()
         self.trunk = build_trunk(load.arch, load.side * load.patch).requires_grad_(False)
-        self.taps = list(load.taps)
+        self.activations = list(load.activations)
 
     def forward(self, x: Tensor) -> Sequence[Tensor]:
         """Maps ``(B, D, h, w)`` of images ``(B, 3, H, W)``."""
-        return self.trunk.forward_intermediates(x, indices=self.taps, norm=True, intermediates_only=True)
+        return self.trunk.forward_intermediates(x, indices=self.activations, norm=True, intermediates_only=True)
 
 
 def stock(load: Workload, full: bool = False) -> VisionTransformer:
@@ -63,7 +63,7 @@ def stock(load: Workload, full: bool = False) -> VisionTransformer:
         num_layers=load.depth,
         num_heads=block.attn.num_heads,
         mlp_ratio=block.mlp.fc1.out_features // load.dims,
-        out_indices=load.taps,
+        out_indices=load.activations,
         final_norm=True,
         norm_cfg=dict(type='LN', eps=block.norm1.eps),
     )
@@ -116,7 +116,7 @@ def stock_prompted(load: Workload, num: int = 20) -> PromptTokens:
 
 
 # The guidance of guided cases: the class's defaults are the paper's.
-GUIDANCE = dict(paper={}, recipe=dict(sample_space='query', prompt_space='key', centre=True))
+GUIDANCE = dict(paper={}, recipe=dict(sample_space='query', prompt_space='key', center_prototypes=True))
 
 # Name -> the model, its options, and what it does: infer, step, or step with one of the guidances.
 CASES: dict[str, tuple[Callable[..., nn.Module], Mapping, str]] = {
@@ -205,11 +205,11 @@ def _step(
 ) -> None:
     """Forward and backward, as in ``PromptedEncoderDecoder.loss``."""
     with load.autocast():
-        with nullcontext({}) if guidance is None else model.tap(guidance.blocks) as taps:
+        with nullcontext({}) if guidance is None else model.record(guidance.blocks) as activations:
             maps = model(images)
         losses = []
         if guidance is not None:
-            losses += guidance(taps, patch_label_shares(labels, load.patch, load.classes)).values()
+            losses += guidance(activations, patch_class_fractions(labels, load.patch, load.classes)).values()
         if head is not None:
             losses.append(head.loss(maps, samples(labels), {})['loss_ce'])
     roots = [(loss, None) for loss in losses]

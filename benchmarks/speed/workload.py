@@ -59,7 +59,7 @@ class Workload:
         return len(shape(self.arch).blocks)
 
     @property
-    def taps(self) -> tuple[int, ...]:
+    def activations(self) -> tuple[int, ...]:
         """Blocks whose outputs are read: the end of each quarter."""
         return tuple(self.depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
 

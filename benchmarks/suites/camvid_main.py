@@ -20,7 +20,7 @@ def __guided(tuning: str, pairing: tuple[str, str], weight: float, gate: bool) -
         'model.guidance.prompt_space': pairing[1],
         'model.guidance.weight_patch': weight,
         'model.guidance.weight_proto': weight,
-        'model.guidance.centre': True,
+        'model.guidance.center_prototypes': True,
     }
 
 

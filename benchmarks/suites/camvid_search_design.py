@@ -29,7 +29,7 @@ methods = {
     'all blocks guided': {'model.guidance.blocks': tuple(range(12))},
     'key and value biases': {'model.backbone.tuning': 'davpt_plus'},
     'all biases': {'model.backbone.tuning': 'vpt_bias'},
-    'no norm on the map': {'model.backbone.norm_taps': False},
+    'no norm on the map': {'model.backbone.norm_outputs': False},
     'first recipe': __first,
     'first recipe, all biases': {**__first, 'model.backbone.tuning': 'vpt_bias'},
     'first recipe, all biases and norms': {

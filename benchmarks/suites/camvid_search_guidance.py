@@ -8,7 +8,7 @@ common = {
     'model.backbone.tuning': 'davpt',
     'model.backbone.prompts.init': 'xavier',
     'model.backbone.prompts.gate': False,
-    'model.guidance.centre': False,
+    'model.guidance.center_prototypes': False,
     'model.guidance.sample_space': 'attn_out',
     'model.guidance.prompt_space': 'query',
 }
@@ -33,7 +33,7 @@ for __name, (__sample, __prompt, __proto, __weight, __blocks) in __tried.items()
         'model.guidance.weight_proto': __weight,
         'model.guidance.blocks': __blocks,
     }
-__centre = {'model.guidance.centre': True}
+__centre = {'model.guidance.center_prototypes': True}
 __start = {'model.backbone.prompts.init': 'prototype'}
 __off = {'model.guidance.weight_patch': 0.0, 'model.guidance.weight_proto': 0.0}
 methods |= {

@@ -30,7 +30,7 @@ def __guided(pairing: str, *, weight: float, gate: bool, paper: bool = False) ->
         'model.guidance.proto_space': proto,
         'model.guidance.weight_patch': weight,
         'model.guidance.weight_proto': weight,
-        'model.guidance.centre': not paper,
+        'model.guidance.center_prototypes': not paper,
     }
 
 

@@ -65,12 +65,12 @@ def attention_mass(model: PromptedEncoderDecoder, batches: Iterable[dict], block
     attention = backbone.trunk.blocks[index].attn.forward
     table = torch.zeros(model.num_classes, backbone.prompt_counts[index], dtype=torch.float64)
     patches = torch.zeros(model.num_classes, dtype=torch.float64)
-    shares: Tensor | None = None
+    fractions: Tensor | None = None
 
     def look(_: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         mass = attention.attention_to_prompts(args[0], kwargs.get('rope'), kwargs.get('shared_rel_pos_bias'))
-        table.add_(torch.einsum('bnc,bnm->cm', shares.double(), mass.double()).cpu())
-        patches.add_(shares.double().sum(dim=(0, 1)).cpu())
+        table.add_(torch.einsum('bnc,bnm->cm', fractions.double(), mass.double()).cpu())
+        patches.add_(fractions.double().sum(dim=(0, 1)).cpu())
 
     was_training = model.training
     model.eval()
@@ -78,7 +78,7 @@ def attention_mass(model: PromptedEncoderDecoder, batches: Iterable[dict], block
     try:
         for batch in batches:
             batch = model.data_preprocessor(batch, training=True)
-            shares = model.label_shares(batch['data_samples'])
+            fractions = model.class_fractions(batch['data_samples'])
             backbone(batch['inputs'])
     finally:
         handle.remove()

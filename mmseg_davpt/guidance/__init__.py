@@ -2,7 +2,7 @@
 
 from .assignment import PromptAssignment, assign_classes
 from .guidance import MetricGuidance
-from .labels import patch_label_shares
+from .labels import patch_class_fractions
 from .losses import ProxyAnchorLoss
 from .prototypes import class_prototypes
 
@@ -12,5 +12,5 @@ __all__ = [
     'ProxyAnchorLoss',
     'assign_classes',
     'class_prototypes',
-    'patch_label_shares',
+    'patch_class_fractions',
 ]

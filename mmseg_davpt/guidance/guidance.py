@@ -19,8 +19,8 @@ SAMPLE_SPACES = ('attn_out', 'query', 'key', 'token')
 PROMPT_SPACES = ('query', 'key', 'token')
 
 
-class Tap(Protocol):
-    """What a guided block hands out; see :class:`mmseg_davpt.prompts.BlockTap`."""
+class Activations(Protocol):
+    """What a guided block hands out; see :class:`mmseg_davpt.prompts.BlockActivations`."""
 
     attn_out: Tensor
     tokens: Tensor
@@ -47,8 +47,9 @@ class MetricGuidance(nn.Module):
         proto_space: Where the second term's samples live: the choice of ``sample_space``.
         alpha: Sharpness of :class:`ProxyAnchorLoss`.
         margin: Margin of :class:`ProxyAnchorLoss`.
-        centre: Subtract the mean over a batch's prototypes before they meet the prompts. Prototypes of one image have
-            most of their direction in common; what is left is what tells classes apart. Ours, not the paper's.
+        center_prototypes: Subtract the mean over a batch's prototypes before they are compared with the prompts.
+            Prototypes of one image share most of their direction; the rest separates the classes. Ours, not the
+            paper's.
 
     Raises:
         ValueError: An unknown space, no block, a negative weight.
@@ -65,7 +66,7 @@ class MetricGuidance(nn.Module):
         proto_space: str = 'query',
         alpha: float = 32.0,
         margin: float = 0.1,
-        centre: bool = False,
+        center_prototypes: bool = False,
     ) -> None:
         super().__init__()
         for key, space, known in (
@@ -82,7 +83,7 @@ class MetricGuidance(nn.Module):
         self.num_classes, self.blocks = num_classes, tuple(blocks)
         self.weight_patch, self.weight_proto = weight_patch, weight_proto
         self.sample_space, self.prompt_space, self.proto_space = sample_space, prompt_space, proto_space
-        self.metric, self.centre = ProxyAnchorLoss(alpha, margin), centre
+        self.metric, self.center_prototypes = ProxyAnchorLoss(alpha, margin), center_prototypes
         self.assignments = nn.ModuleList()
         self._looked = False
 
@@ -117,12 +118,12 @@ class MetricGuidance(nn.Module):
         """Whether any class has a prompt. Waits for the device."""
         return any(bool((part.assignment >= 0).any()) for part in self.assignments)
 
-    def forward(self, taps: Mapping[int, Tap], shares: Tensor) -> dict[str, Tensor]:
+    def forward(self, activations: Mapping[int, Activations], fractions: Tensor) -> dict[str, Tensor]:
         """Both losses, weighted; also collects the class means that the next assignment is made from.
 
         Args:
-            taps: What each guided block handed out.
-            shares: Label shares of the patches, ``(B, N, C)``.
+            activations: What each guided block handed out.
+            fractions: Label fractions of the patches, ``(B, N, C)``.
 
         Returns:
             ``loss_guide_patch`` and ``loss_guide_proto``, scalars in float32; a term without weight is left out.
@@ -130,23 +131,23 @@ class MetricGuidance(nn.Module):
         self._look_for_assignment()
         terms: dict[str, list[Tensor]] = {'loss_guide_patch': [], 'loss_guide_proto': []}
         for block, part in zip(self.blocks, self.assignments, strict=True):
-            tap = taps[block]
-            samples, present = self._collect(part, tap, shares)
-            with torch.autocast(shares.device.type, enabled=False):
-                dtype = torch.promote_types(tap.prompts.dtype, torch.float32)
-                prompts = _project(tap, tap.prompts.to(dtype), self.prompt_space)
+            block_activations = activations[block]
+            samples, present = self._collect(part, block_activations, fractions)
+            with torch.autocast(fractions.device.type, enabled=False):
+                dtype = torch.promote_types(block_activations.prompts.dtype, torch.float32)
+                prompts = _project(block_activations, block_activations.prompts.to(dtype), self.prompt_space)
             if self.weight_patch:
                 loss = self._compare(samples, present, prompts, part.assignment)
                 terms['loss_guide_patch'].append(self.weight_patch * loss)
             if self.weight_proto:
-                batch = shares.flatten(0, 1).unsqueeze(0)  # the batch as one image
-                loss = self._compare(*_prototypes(tap, batch, self.proto_space), prompts, part.assignment)
+                batch = fractions.flatten(0, 1).unsqueeze(0)  # the batch as one image
+                loss = self._compare(*_prototypes(block_activations, batch, self.proto_space), prompts, part.assignment)
                 terms['loss_guide_proto'].append(self.weight_proto * loss)
         return {name: torch.stack(losses).mean() for name, losses in terms.items() if losses}
 
     def _compare(self, prototypes: Tensor, present: Tensor, prompts: Tensor, assignment: Tensor) -> Tensor:
         """The metric loss of prototypes ``(B, C, D)``, where ``present``, and prompts ``(M, D)``."""
-        if self.centre:
+        if self.center_prototypes:
             total = (present.unsqueeze(-1) * prototypes).sum(dim=(0, 1))  # a bias makes absent ones more than zero
             prototypes = prototypes - total / present.sum().clamp(min=1)
         labels = torch.arange(self.num_classes, device=present.device)
@@ -154,14 +155,14 @@ class MetricGuidance(nn.Module):
         return self.metric(prototypes.flatten(0, 1), labels.flatten(), prompts, assignment)
 
     @torch.no_grad()
-    def collect(self, taps: Mapping[int, Tap], shares: Tensor) -> None:
+    def collect(self, activations: Mapping[int, Activations], fractions: Tensor) -> None:
         """Collect the class means alone, before training."""
         for block, part in zip(self.blocks, self.assignments, strict=True):
-            self._collect(part, taps[block], shares)
+            self._collect(part, activations[block], fractions)
 
-    def _collect(self, part: PromptAssignment, tap: Tap, shares: Tensor) -> tuple[Tensor, Tensor]:
-        samples, present = _prototypes(tap, shares, self.sample_space)
-        part.collect(samples.detach(), shares.sum(dim=1))
+    def _collect(self, part: PromptAssignment, activations: Activations, fractions: Tensor) -> tuple[Tensor, Tensor]:
+        samples, present = _prototypes(activations, fractions, self.sample_space)
+        part.collect(samples.detach(), fractions.sum(dim=1))
         return samples, present
 
     def _look_for_assignment(self) -> None:
@@ -172,13 +173,13 @@ class MetricGuidance(nn.Module):
         self._looked = True
 
 
-def _prototypes(tap: Tap, shares: Tensor, space: str) -> tuple[Tensor, Tensor]:
+def _prototypes(activations: Activations, fractions: Tensor, space: str) -> tuple[Tensor, Tensor]:
     """Class prototypes in a space. Projections are linear: the means are projected, not every token."""
-    tokens = tap.attn_out if space == 'attn_out' else tap.tokens
-    prototypes, present = class_prototypes(tokens.reshape(*shares.shape[:2], -1), shares)
-    with torch.autocast(shares.device.type, enabled=False):
-        return _project(tap, prototypes, space), present
+    tokens = activations.attn_out if space == 'attn_out' else activations.tokens
+    prototypes, present = class_prototypes(tokens.reshape(*fractions.shape[:2], -1), fractions)
+    with torch.autocast(fractions.device.type, enabled=False):
+        return _project(activations, prototypes, space), present
 
 
-def _project(tap: Tap, x: Tensor, space: str) -> Tensor:
-    return tap.project(x, space) if space in ('query', 'key') else x
+def _project(activations: Activations, x: Tensor, space: str) -> Tensor:
+    return activations.project(x, space) if space in ('query', 'key') else x

@@ -1,4 +1,4 @@
-"""Pixels -> label shares of each patch."""
+"""Pixels -> label fractions of each patch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def patch_label_shares(
+def patch_class_fractions(
     gt: Tensor, patch_size: int | tuple[int, int], num_classes: int, ignore_index: int = 255
 ) -> Tensor:
     """Share of each patch's pixels that carry each class.
 
-    Ignored pixels, and those that fill the last patches up, count for no class: a patch's shares sum to at most 1.
+    Ignored pixels, and those that fill the last patches up, count for no class: a patch's fractions sum to at most 1.
     Nothing waits for the device, no one-hot image is made.
 
     Args:

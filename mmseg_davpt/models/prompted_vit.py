@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from ..trunks import bias_home, build_trunk, resolve_blocks, weight_home
 from ..tuning import (
-    BlockTap,
-    CarriedPrompts,
-    ParallelAdapter,
+    AdaptFormer,
+    BlockActivations,
     PromptedAttention,
     Prompts,
-    apply_policy,
-    low_rank,
+    ShallowPrompts,
+    build_lora,
+    freeze_except,
+    lora_deltas,
     resolve_policy,
     train_tuned_parts,
     tuned_names,
-    updates,
 )
 from ..weights import WeightsError, load_trunk_weights
 
@@ -47,7 +47,7 @@ class PromptedViT(BaseModule):
         out_indices: Blocks whose outputs are handed on, ascending; negative ones count from the end.
         prompts: Options of :class:`~mmseg_davpt.prompts.Prompts`: ``num``, ``blocks``, ``init``, ``dropout``, ``kind``.
             ``tuning`` decides whether there are prompts, this says how they look.
-        norm_taps: Apply the trunk's final norm to every output, as timm and DINOv2 do for dense heads.
+        norm_outputs: Apply the trunk's final norm to every output, as timm and DINOv2 do for dense heads.
         tuning: What learns: a preset or a dict, see :class:`~mmseg_davpt.tuning.TuningPolicy`; by default prompts.
         with_cp: Checkpoint the blocks (non-reentrant): less memory, the same gradients.
         drop_path_rate: Stochastic depth of blocks that learn as a whole.
@@ -65,7 +65,7 @@ class PromptedViT(BaseModule):
         img_size: int | tuple[int, int] | None = None,
         out_indices: Sequence[int] = (2, 5, 8, 11),
         prompts: Mapping | None = None,
-        norm_taps: bool = True,
+        norm_outputs: bool = True,
         tuning: str | Mapping | None = None,
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
@@ -79,10 +79,10 @@ class PromptedViT(BaseModule):
         if allow_random and pretrained:
             raise ValueError(f'allow_random=True goes with pretrained=False, not with pretrained={pretrained!r}')
         super().__init__(init_cfg)
-        self.arch, self.pretrained, self.allow_random, self.norm_taps = arch, pretrained, allow_random, norm_taps
+        self.arch, self.pretrained, self.allow_random, self.norm_outputs = arch, pretrained, allow_random, norm_outputs
         self.trunk = build_trunk(arch, img_size, drop_path_rate)
-        if norm_taps and isinstance(self.trunk.norm, nn.Identity):
-            raise ValueError(f'norm_taps=True, but {arch} has no final norm of its own: set norm_taps=False')
+        if norm_outputs and isinstance(self.trunk.norm, nn.Identity):
+            raise ValueError(f'norm_outputs=True, but {arch} has no final norm of its own: set norm_outputs=False')
         self.trunk.set_grad_checkpointing(with_cp)
         self.embed_dims = self.trunk.embed_dim
         self.num_prefix_tokens = self.trunk.num_prefix_tokens
@@ -99,23 +99,23 @@ class PromptedViT(BaseModule):
     def _set_tuning(self, tuning: str | Mapping, prompts: dict) -> None:
         """Add what learns, freeze the rest. Done once, before any wrapper for distributed training sees the model."""
         policy = resolve_policy(tuning, self.depth)
-        names = tuned_names(self.trunk, policy, self.depth, self.norm_taps)
+        names = tuned_names(self.trunk, policy, self.depth, self.norm_outputs)
         self.prompts: Prompts | None = None
         if policy.prompts:
             if policy.prompts is not True and prompts.setdefault('kind', policy.prompts) != policy.prompts:
                 raise ValueError(f'tuning={tuning!r} and prompts.kind={prompts["kind"]!r} contradict each other')
             self.prompts = Prompts(self.embed_dims, self.depth, self.patch_size, **prompts)
-        # Beside the trunk, and without effect at first: offsets of biases, low-rank updates, adapters.
+        # Beside the trunk, and without effect at first: offsets of biases, low-rank lora_deltas, adapters.
         self.biases, self.lora, self.adapters = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for index, block in enumerate(self.trunk.blocks[: self.depth]):
             if policy.split_bias:
                 zeros = {part: nn.Parameter(torch.zeros(self.embed_dims)) for part in policy.split_bias}
                 self.biases[str(index)] = nn.ParameterDict(zeros)
             if policy.lora is not None:
-                self.lora[str(index)] = low_rank(block.attn, **policy.lora)
+                self.lora[str(index)] = build_lora(block.attn, **policy.lora)
             if policy.adapter is not None:
-                self.adapters[str(index)] = ParallelAdapter(block, self.embed_dims, **policy.adapter)
-        apply_policy(self.trunk, names)
+                self.adapters[str(index)] = AdaptFormer(block, self.embed_dims, **policy.adapter)
+        freeze_except(self.trunk, names)
         self._attentions: dict[int, PromptedAttention] = {}
         deep = self.prompts is not None and self.prompts.kind == 'deep'
         for index, block in enumerate(self.trunk.blocks[: self.depth]):
@@ -124,7 +124,7 @@ class PromptedViT(BaseModule):
             if own is not None or biases or lora:
                 self._attentions[index] = PromptedAttention(block, index, own, biases, lora, self.num_prefix_tokens)
         if self.prompts is not None and not deep:
-            CarriedPrompts(self.trunk, self.prompts)
+            ShallowPrompts(self.trunk, self.prompts)
 
     @property
     def prompt_counts(self) -> list[int]:
@@ -156,7 +156,7 @@ class PromptedViT(BaseModule):
         tokens = self.trunk.forward_intermediates(
             x,
             indices=list(self.out_indices),
-            norm=self.norm_taps,
+            norm=self.norm_outputs,
             stop_early=True,
             output_fmt='NLC',
             intermediates_only=True,
@@ -179,19 +179,19 @@ class PromptedViT(BaseModule):
         return F.pad(x, (0, right, 0, below))
 
     @contextmanager
-    def tap(self, blocks: Sequence[int]) -> Iterator[dict[int, BlockTap]]:
-        """While open, a forward fills the yielded dict with a :class:`BlockTap` of each of these prompted blocks."""
-        taps: dict[int, BlockTap] = {}
+    def record(self, blocks: Sequence[int]) -> Iterator[dict[int, BlockActivations]]:
+        """While open, a forward fills the yielded dict: prompted block -> :class:`BlockActivations`."""
+        activations: dict[int, BlockActivations] = {}
         for index in blocks:
-            self._attentions[index].taps = taps
+            self._attentions[index].activations = activations
         try:
-            yield taps
+            yield activations
         finally:
             for index in blocks:
-                self._attentions[index].taps = None
+                self._attentions[index].activations = None
 
     @contextmanager
-    def without_prompts(self) -> Iterator[None]:
+    def without_tuning(self) -> Iterator[None]:
         """While open, the trunk runs as if it had no (deep) prompts."""
         if self.prompts is None:
             yield
@@ -211,7 +211,7 @@ class PromptedViT(BaseModule):
         if self.init_cfg is not None:
             super().init_weights()
         if self.pretrained:
-            unused = () if self.norm_taps else ('norm.weight', 'norm.bias')
+            unused = () if self.norm_outputs else ('norm.weight', 'norm.bias')
             print_log(load_trunk_weights(self.trunk, self.arch, self.pretrained, unused), logger='current')
             self._weights_loaded = True
 
@@ -254,7 +254,7 @@ class PromptedViT(BaseModule):
             for part, offset in offsets.items():
                 add(index, bias_home(self.trunk.blocks[int(index)].attn, part), offset)
         for index, layers in self.lora.items():
-            for part, update in updates(layers).items():
+            for part, update in lora_deltas(layers).items():
                 add(index, weight_home(self.trunk.blocks[int(index)].attn, part), update)
         return state
 

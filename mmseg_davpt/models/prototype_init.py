@@ -35,18 +35,18 @@ class PrototypeInit:
     @torch.no_grad()
     def collect(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
         """Add a batch; shapes as in :meth:`PromptedEncoderDecoder.loss`."""
-        backbone, shares = self.model.backbone, self.model.label_shares(data_samples)
+        backbone, fractions = self.model.backbone, self.model.class_fractions(data_samples)
 
         def collect(index: int, tokens: Tensor) -> None:
-            prototypes, _ = class_prototypes(tokens[:, backbone.num_prefix_tokens :], shares)
-            self.means[index].collect(prototypes, shares.sum(dim=1))
+            prototypes, _ = class_prototypes(tokens[:, backbone.num_prefix_tokens :], fractions)
+            self.means[index].collect(prototypes, fractions.sum(dim=1))
 
         handles = [
             backbone.trunk.blocks[index].register_forward_pre_hook(lambda _, args, index=index: collect(index, args[0]))
             for index in self.means
         ]
         try:
-            with backbone.without_prompts():
+            with backbone.without_tuning():
                 backbone(inputs)
         finally:
             for handle in handles:

@@ -14,7 +14,7 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
-from ..guidance import MetricGuidance, patch_label_shares
+from ..guidance import MetricGuidance, patch_class_fractions
 from ..trunks import pixel_statistics
 from .prompted_vit import PromptedViT
 
@@ -63,9 +63,9 @@ class PromptedEncoderDecoder(EncoderDecoder):
         """
         if self.guidance is None or not self.guidance.enabled:
             return super().loss(inputs, data_samples)
-        with self.backbone.tap(self.guidance.blocks) as taps:
+        with self.backbone.record(self.guidance.blocks) as activations:
             losses = super().loss(inputs, data_samples)
-        losses.update(self.guidance(taps, self.label_shares(data_samples)))
+        losses.update(self.guidance(activations, self.class_fractions(data_samples)))
         return losses
 
     def slide_inference(self, inputs: Tensor, batch_img_metas: Sequence[Mapping]) -> Tensor:
@@ -100,14 +100,14 @@ class PromptedEncoderDecoder(EncoderDecoder):
     @torch.no_grad()
     def collect_prototypes(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
         """Show the guidance what classes look like to the trunk without prompts; shapes as in :meth:`loss`."""
-        with self.backbone.without_prompts(), self.backbone.tap(self.guidance.blocks) as taps:
+        with self.backbone.without_tuning(), self.backbone.record(self.guidance.blocks) as activations:
             self.backbone(inputs)
-        self.guidance.collect(taps, self.label_shares(data_samples))
+        self.guidance.collect(activations, self.class_fractions(data_samples))
 
-    def label_shares(self, data_samples: Sequence[SegDataSample]) -> Tensor:
-        """Label shares of the backbone's patches, ``(B, N, C)``."""
+    def class_fractions(self, data_samples: Sequence[SegDataSample]) -> Tensor:
+        """Label fractions of the backbone's patches, ``(B, N, C)``."""
         gt = torch.stack([sample.gt_sem_seg.data for sample in data_samples])
-        return patch_label_shares(gt, self.backbone.patch_size, self.num_classes, self.decode_head.ignore_index)
+        return patch_class_fractions(gt, self.backbone.patch_size, self.num_classes, self.decode_head.ignore_index)
 
 
 def _starts(size: int, crop: int, stride: int) -> list[int]:

@@ -1,23 +1,23 @@
 """Which tensors are trained, and how they enter the trunk."""
 
-from .adaptformer import ParallelAdapter
-from .attention import BlockTap, CarriedPrompts, PromptedAttention
-from .lora import low_rank, updates
-from .policy import TuningPolicy, apply_policy, norm_parameters, resolve_policy, train_tuned_parts, tuned_names
+from .adaptformer import AdaptFormer
+from .attention import BlockActivations, PromptedAttention, ShallowPrompts
+from .lora import build_lora, lora_deltas
+from .policy import TuningPolicy, freeze_except, norm_parameters, resolve_policy, train_tuned_parts, tuned_names
 from .prompts import Prompts
 
 __all__ = [
-    'BlockTap',
-    'CarriedPrompts',
-    'ParallelAdapter',
+    'AdaptFormer',
+    'BlockActivations',
     'PromptedAttention',
     'Prompts',
+    'ShallowPrompts',
     'TuningPolicy',
-    'apply_policy',
-    'low_rank',
+    'build_lora',
+    'freeze_except',
+    'lora_deltas',
     'norm_parameters',
     'resolve_policy',
     'train_tuned_parts',
     'tuned_names',
-    'updates',
 ]

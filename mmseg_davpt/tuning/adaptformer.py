@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class ParallelAdapter(nn.Module):
+class AdaptFormer(nn.Module):
     """A bottleneck beside the MLP of one pre-norm block: ``x + MLP(LN2(x)) + scale * Up(ReLU(Down(LN2(x))))``.
 
     AdaptFormer, equations 2 and 3. ``Up`` is zero at first. The branch joins the residual stream behind LayerScale,

@@ -16,7 +16,7 @@ from .prompts import Prompts
 
 
 @dataclass(frozen=True)
-class BlockTap:
+class BlockActivations:
     """What a guided block hands to the guidance, while training with guidance on.
 
     Attributes:
@@ -68,7 +68,7 @@ class PromptedAttention:
     ) -> None:
         self.block, self.index, self.prompts, self.biases, self.lora = block, index, prompts, biases, lora
         self.num_prefix_tokens = num_prefix_tokens
-        self.taps: dict[int, BlockTap] | None = None
+        self.activations: dict[int, BlockActivations] | None = None
         self._cache: tuple[tuple, tuple[Tensor, Tensor]] | None = None
         block.attn.forward = self
 
@@ -101,7 +101,7 @@ class PromptedAttention:
                 bias = None if bias is None else F.pad(bias, (k_prompts.shape[-2], 0))
         out = self._attend(q, k, v, bias)
         out = (out if said is None else out + said).transpose(1, 2).flatten(2)
-        if self.taps is not None:
+        if self.activations is not None:
             self._tap(x, out, prompts)
         out = self._norm('norm', out)
         if getattr(attn, 'gate', None) is not None:
@@ -183,7 +183,12 @@ class PromptedAttention:
 
     def _project_prompts(self, device: str) -> tuple[Tensor | None, Tensor, Tensor]:
         """``LN1(P)``, ``K_p``, ``V_p``: ``(M, D)`` and twice ``(H, M, d)``. Constants in eval mode: computed once."""
-        if self.prompts.training or torch.is_grad_enabled() or self.taps is not None or torch.compiler.is_compiling():
+        if (
+            self.prompts.training
+            or torch.is_grad_enabled()
+            or self.activations is not None
+            or torch.compiler.is_compiling()
+        ):
             prompts = self.block.norm1(self.prompts(self.index))
             return prompts, *self._keys_and_values(prompts)
         amp = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -210,7 +215,7 @@ class PromptedAttention:
         prefix = self.num_prefix_tokens
         if prompts is None:  # the assignment's warm-up looks at the trunk alone
             prompts = self.block.norm1(self.prompts(self.index))
-        self.taps[self.index] = BlockTap(out[:, prefix:], x[:, prefix:], prompts, self._project_to)
+        self.activations[self.index] = BlockActivations(out[:, prefix:], x[:, prefix:], prompts, self._project_to)
 
     def _project_to(self, x: Tensor, to: str) -> Tensor:
         return self.project(x, {'query': 'q', 'key': 'k'}[to])
@@ -224,7 +229,7 @@ def _position_bias(attn: nn.Module, shared: Tensor | None) -> Tensor | None:
     return own if shared is None else own + shared
 
 
-class CarriedPrompts:
+class ShallowPrompts:
     """VPT-Shallow: prompts join the tokens before the first block; later blocks carry them along.
 
     They stand between prefix and patches, ``[prefix, P, patches]``. Rotary attention leaves as many tokens in front

@@ -34,7 +34,7 @@ class Projection(nn.Linear):
         return projection(self.attn, self.part)[1]
 
 
-def low_rank(
+def build_lora(
     attn: nn.Module, targets: Sequence[str] = ('q', 'v'), rank: int = 8, alpha: float | None = None
 ) -> nn.ModuleDict:
     """Low-rank updates of an attention's projections: ``W x + b + alpha / rank * B A x``, with ``B = 0`` at first.
@@ -66,6 +66,6 @@ def low_rank(
     return layers
 
 
-def updates(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+def lora_deltas(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """Target -> what merging adds to its weight, ``(D, D)``."""
     return {part: layer.get_delta_weight('default') for part, layer in layers.items()}

@@ -26,8 +26,8 @@ class TuningPolicy:
         cls_token: The class token.
         blocks: ``'all'`` or indices of blocks that learn as a whole; the final norm goes with the last one.
         stem: All but the blocks: patch embedding, position tables, class token and registers.
-        lora: Options of :func:`~mmseg_davpt.tuning.lora.low_rank` (``targets``, ``rank``, ``alpha``) for every block.
-        adapter: Options of :class:`~mmseg_davpt.tuning.adapter.ParallelAdapter` (``dim``, ``scale``) for every block.
+        lora: Options of :func:`~mmseg_davpt.tuning.lora.build_lora` (``targets``, ``rank``, ``alpha``) for every block.
+        adapter: Options of :class:`~mmseg_davpt.tuning.adapter.AdaptFormer` (``dim``, ``scale``) for every block.
     """
 
     prompts: bool | str = False
@@ -87,7 +87,7 @@ def resolve_policy(tuning: str | Mapping, depth: int) -> TuningPolicy:
     return TuningPolicy(**tuning)
 
 
-def tuned_names(trunk: nn.Module, policy: TuningPolicy, depth: int, norm_taps: bool) -> set[str]:
+def tuned_names(trunk: nn.Module, policy: TuningPolicy, depth: int, norm_outputs: bool) -> set[str]:
     """Names of the trunk's own parameters that learn under a policy.
 
     Parameters that no output depends on (blocks behind the last tap, poolers) never learn: a parameter without a
@@ -97,12 +97,12 @@ def tuned_names(trunk: nn.Module, policy: TuningPolicy, depth: int, norm_taps: b
         trunk: A timm ViT.
         policy: The policy.
         depth: Number of blocks up to the last one that is read.
-        norm_taps: Whether the final norm is applied, hence used.
+        norm_outputs: Whether the final norm is applied, hence used.
 
     Raises:
         ValueError: An option that matches no parameter.
     """
-    used = {name for name, _ in trunk.named_parameters() if _is_used(name, depth, norm_taps)}
+    used = {name for name, _ in trunk.named_parameters() if _is_used(name, depth, norm_outputs)}
     chosen: set[str] = set()
 
     def choose(option: str, names: set[str]) -> None:
@@ -172,16 +172,16 @@ def norm_parameters(module: nn.Module) -> set[str]:
     }
 
 
-def _is_used(name: str, depth: int, norm_taps: bool) -> bool:
+def _is_used(name: str, depth: int, norm_outputs: bool) -> bool:
     parts = name.split('.')
     if parts[0] == 'blocks':
         return int(parts[1]) < depth
     if parts[0] == 'norm':
-        return norm_taps
+        return norm_outputs
     return parts[0] in _STEM
 
 
-def apply_policy(trunk: nn.Module, names: set[str]) -> None:
+def freeze_except(trunk: nn.Module, names: set[str]) -> None:
     """Freeze the trunk but for the named parameters."""
     for name, parameter in trunk.named_parameters():
         parameter.requires_grad_(name in names)

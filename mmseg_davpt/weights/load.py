@@ -169,7 +169,7 @@ def _require_match(own: dict[str, Tensor], state: dict[str, Tensor], source: str
     if missing and not unexpected and set(missing) <= {'norm.weight', 'norm.bias'}:
         hint = (
             " The file has no final norm (mmseg's ViT without final_norm, or a classifier of averaged tokens): set "
-            'norm_taps=False, which needs none.'
+            'norm_outputs=False, which needs none.'
         )
     elif any('embeddings.patch_embeddings' in name or name.startswith('vision_model.') for name in unexpected):
         hint = " These are names of transformers, which are not read: take timm's file or the authors' own."

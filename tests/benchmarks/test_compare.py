@@ -235,7 +235,7 @@ class TestAttentionMass:
             scores = torch.einsum('bqhd,bkhd->bhqk', q, k) / math.sqrt(block.attn.head_dim)
             scores = scores[..., :3] if gate else scores  # behind a gate, prompts are attended to by themselves
             mass = scores.softmax(-1).mean(1)[:, 4:, :3]  # behind 3 prompts and the class token
-            shares = model.label_shares(item['data_samples']).double()
+            shares = model.class_fractions(item['data_samples']).double()
             for c in range(4):
                 table[c] += (shares[..., c, None] * mass).sum((0, 1)).detach()
             patches += shares.sum().item()

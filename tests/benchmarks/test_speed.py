@@ -51,7 +51,7 @@ def test_tokens_and_keys_values_are_the_same_function():
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     plain, x = build_case('timm trunk, inference', LOAD).model.trunk.double(), x[..., :64, :64]
     plain.load_state_dict(kv.trunk.state_dict())
-    expected = oracles.vpt_deep(plain, dict(enumerate(own)), x, LOAD.taps)
+    expected = oracles.vpt_deep(plain, dict(enumerate(own)), x, LOAD.activations)
     for found, reference in zip(tokens(x), expected, strict=True):
         torch.testing.assert_close(found, reference, rtol=0, atol=1e-10)
 
@@ -161,7 +161,15 @@ def test_davpt_is_vpt_with_the_segmentor_s_guidance():
 def test_the_recipe_is_that_of_the_configs():
     own = load_config(Path(__file__).parents[2] / 'configs' / 'davpt_upernet_ade20k.py').model.guidance
     expected, found = MODELS.build(own), MetricGuidance(own.num_classes, **GUIDANCE['recipe'])
-    for option in ('blocks', 'weight_patch', 'weight_proto', 'sample_space', 'prompt_space', 'proto_space', 'centre'):
+    for option in (
+        'blocks',
+        'weight_patch',
+        'weight_proto',
+        'sample_space',
+        'prompt_space',
+        'proto_space',
+        'center_prototypes',
+    ):
         assert getattr(found, option) == getattr(expected, option), option
 
 

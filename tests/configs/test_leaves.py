@@ -64,7 +64,7 @@ def test_config_fits_together(path):
     model = build_shapes(cfg.model).eval()
     size = [8 * patch for patch in model.backbone.patch_size]
     images = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
-    with torch.no_grad(), model.backbone.without_prompts():
+    with torch.no_grad(), model.backbone.without_tuning():
         maps = model.extract_feat(images)
         assert model.decode_head(maps).shape[:2] == (1, classes)
         auxiliary = model.auxiliary_head if model.with_auxiliary_head else torch.nn.ModuleList()

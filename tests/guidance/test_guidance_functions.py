@@ -1,4 +1,4 @@
-"""Label shares, prototypes and the loss against slow references."""
+"""Label fractions, prototypes and the loss against slow references."""
 
 import numpy as np
 import oracles
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pytorch_metric_learning import losses as pml
 
-from mmseg_davpt import ProxyAnchorLoss, class_prototypes, patch_label_shares
+from mmseg_davpt import ProxyAnchorLoss, class_prototypes, patch_class_fractions
 
 C = 4
 
@@ -21,15 +21,15 @@ C = 4
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_label_shares_against_numpy(gt, patch):
-    shares = patch_label_shares(torch.from_numpy(gt), patch, C)
-    np.testing.assert_allclose(shares.numpy(), oracles.label_shares(gt, patch, C), rtol=0, atol=1e-6)
+    fractions = patch_class_fractions(torch.from_numpy(gt), patch, C)
+    np.testing.assert_allclose(fractions.numpy(), oracles.class_fractions(gt, patch, C), rtol=0, atol=1e-6)
 
 
 def test_label_shares_take_mmseg_shapes_and_types():
     gt = torch.randint(0, C, (2, 1, 8, 8))
-    expected = patch_label_shares(gt, 4, C)
+    expected = patch_class_fractions(gt, 4, C)
     assert expected.shape == (2, 4, C)
-    assert torch.equal(patch_label_shares(gt[:, 0].to(torch.uint8), (4, 4), C), expected)
+    assert torch.equal(patch_class_fractions(gt[:, 0].to(torch.uint8), (4, 4), C), expected)
     assert torch.equal(expected.sum(-1), torch.ones(2, 4))
 
 
@@ -38,14 +38,14 @@ def test_ids_out_of_range_are_named(wrong):
     gt = torch.zeros(1, 4, 4, dtype=torch.int64)
     gt[0, 0, 0] = wrong
     with pytest.raises(ValueError, match=rf'\[{wrong}\].*reduce_zero_label'):
-        patch_label_shares(gt, 2, C)
+        patch_class_fractions(gt, 2, C)
 
 
 def test_wrong_label_shapes_are_named():
     with pytest.raises(ValueError, match='float32'):
-        patch_label_shares(torch.zeros(1, 4, 4), 2, C)
+        patch_class_fractions(torch.zeros(1, 4, 4), 2, C)
     with pytest.raises(ValueError, match=r'\(4, 4\)'):
-        patch_label_shares(torch.zeros(4, 4, dtype=torch.int64), 2, C)
+        patch_class_fractions(torch.zeros(4, 4, dtype=torch.int64), 2, C)
 
 
 @given(seed=st.integers(0, 10_000), b=st.integers(1, 3), n=st.integers(1, 6))
@@ -53,10 +53,10 @@ def test_wrong_label_shapes_are_named():
 def test_prototypes_against_numpy(seed, b, n):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(b, n, 3, generator=generator, dtype=torch.float64)
-    shares = torch.rand(b, n, C, generator=generator, dtype=torch.float64)
-    shares = shares * (torch.rand(b, 1, C, generator=generator) > 0.4)
-    result, present = class_prototypes(tokens, shares)
-    expected = oracles.prototypes(tokens, shares)
+    fractions = torch.rand(b, n, C, generator=generator, dtype=torch.float64)
+    fractions = fractions * (torch.rand(b, 1, C, generator=generator) > 0.4)
+    result, present = class_prototypes(tokens, fractions)
+    expected = oracles.prototypes(tokens, fractions)
     for image in range(b):
         for c in range(C):
             assert bool(present[image, c]) == (expected[image][c] is not None)
@@ -65,15 +65,15 @@ def test_prototypes_against_numpy(seed, b, n):
 
 
 def test_prototypes_are_float32_under_autocast():
-    tokens, shares = torch.randn(1, 8, 16), torch.rand(1, 8, C)
+    tokens, fractions = torch.randn(1, 8, 16), torch.rand(1, 8, C)
     with torch.autocast('cpu', torch.bfloat16):
-        low, _ = class_prototypes(tokens.bfloat16(), shares)
+        low, _ = class_prototypes(tokens.bfloat16(), fractions)
     assert low.dtype == torch.float32
-    torch.testing.assert_close(low, class_prototypes(tokens.bfloat16().float(), shares)[0])
+    torch.testing.assert_close(low, class_prototypes(tokens.bfloat16().float(), fractions)[0])
 
 
 def test_prototypes_refuse_other_patches():
-    with pytest.raises(ValueError, match=r'\(1, 4, 8\) and shares \(1, 5, 4\)'):
+    with pytest.raises(ValueError, match=r'\(1, 4, 8\) and fractions \(1, 5, 4\)'):
         class_prototypes(torch.randn(1, 4, 8), torch.rand(1, 5, C))
 
 

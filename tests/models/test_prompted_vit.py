@@ -90,7 +90,7 @@ def test_position_table_is_resampled_in_float32(vit):
         (dict(prompts=dict(blocks=(1,)), tuning='vpt_shallow'), 'block 0'),
         (dict(pretrained='x.pth', init_cfg=dict(type='Pretrained', checkpoint='y.pth')), 'init_cfg'),
         (dict(pretrained=True), 'allow_random'),
-        (dict(arch='vit_pe_spatial_tiny_patch16_512', out_indices=(1,)), 'norm_taps'),
+        (dict(arch='vit_pe_spatial_tiny_patch16_512', out_indices=(1,)), 'norm_outputs'),
     ],
 )
 def test_bad_options_are_named(vit, options, message):

@@ -9,7 +9,7 @@ from conftest import DEPTH, batch, segmentor_cfg
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 
-from mmseg_davpt import class_prototypes, patch_label_shares
+from mmseg_davpt import class_prototypes, patch_class_fractions
 
 C = 5
 
@@ -62,20 +62,20 @@ def test_losses_are_the_formula(centre):
         mean = torch.stack([z for z, _ in rows]).mean(dim=0)
         return [(z - mean if centre else z, c) for z, c in rows]
 
-    model = assigned(build(guidance=dict(type='MetricGuidance', centre=centre))).double()
+    model = assigned(build(guidance=dict(type='MetricGuidance', center_prototypes=centre))).double()
     for parameter in model.backbone.trunk.parameters():  # biases too: projected, an absent class is not zero
         parameter.data.normal_(std=0.3)
     x, samples = batch(C)
     for sample in samples:
         sample.gt_sem_seg.data[sample.gt_sem_seg.data == 2] = 255
-    with model.backbone.tap((DEPTH - 1,)) as taps:
+    with model.backbone.record((DEPTH - 1,)) as activations:
         model.backbone(x.double())
-    tap, part = taps[DEPTH - 1], model.guidance.assignments[0]
+    tap, part = activations[DEPTH - 1], model.guidance.assignments[0]
     gt = torch.stack([sample.gt_sem_seg.data for sample in samples])
-    shares = torch.from_numpy(oracles.label_shares(gt[:, 0], (16, 16), C))
-    losses = model.guidance(taps, shares.float())
+    fractions = torch.from_numpy(oracles.class_fractions(gt[:, 0], (16, 16), C))
+    losses = model.guidance(activations, fractions.float())
     prompts = tap.project(tap.prompts, 'query').detach()
-    rows = [(z, c) for image in oracles.prototypes(tap.attn_out.detach(), shares) for c, z in enumerate(image)]
+    rows = [(z, c) for image in oracles.prototypes(tap.attn_out.detach(), fractions) for c, z in enumerate(image)]
     rows = centred([(torch.from_numpy(z), c) for z, c in rows if z is not None])
     expected = oracles.proxy_anchor(
         torch.stack([z for z, _ in rows]), torch.tensor([c for _, c in rows]), prompts, part.assignment
@@ -84,7 +84,7 @@ def test_losses_are_the_formula(centre):
     queries = tap.project(tap.tokens, 'query').flatten(0, 1)[None].detach()  # every token projected, then averaged
     rows = [
         (torch.from_numpy(z), c)
-        for c, z in enumerate(oracles.prototypes(queries, shares.flatten(0, 1)[None])[0])
+        for c, z in enumerate(oracles.prototypes(queries, fractions.flatten(0, 1)[None])[0])
         if z is not None
     ]
     rows = centred(rows)
@@ -175,14 +175,16 @@ def test_nothing_is_kept_without_guidance():
 def test_class_means_are_collected_while_training():
     model = assigned(build())
     x, samples = batch(C)
-    with torch.no_grad(), model.backbone.tap((DEPTH - 1,)) as taps:
+    with torch.no_grad(), model.backbone.record((DEPTH - 1,)) as activations:
         model.backbone(x)
     model(x, samples, mode='loss')
-    shares = patch_label_shares(torch.stack([s.gt_sem_seg.data for s in samples]), 16, C)
-    pooled, present = class_prototypes(taps[DEPTH - 1].attn_out.flatten(0, 1)[None], shares.flatten(0, 1)[None])
+    fractions = patch_class_fractions(torch.stack([s.gt_sem_seg.data for s in samples]), 16, C)
+    pooled, present = class_prototypes(
+        activations[DEPTH - 1].attn_out.flatten(0, 1)[None], fractions.flatten(0, 1)[None]
+    )
     part = model.guidance.assignments[0]
     torch.testing.assert_close(part.class_means[present[0]], pooled[0][present[0]], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(part.weights, shares.sum((0, 1)))
+    torch.testing.assert_close(part.weights, fractions.sum((0, 1)))
 
 
 def test_warm_up_looks_at_the_trunk_alone():

@@ -34,7 +34,7 @@ def small(monkeypatch):
 
 def build(arch, **options):
     size = image_size(arch)
-    options = dict(arch=arch, pretrained=False, img_size=size, out_indices=(0, 2), norm_taps=_normed(arch)) | options
+    options = dict(arch=arch, pretrained=False, img_size=size, out_indices=(0, 2), norm_outputs=_normed(arch)) | options
     model = PromptedViT(**options, allow_random=True)
     spread(model)
     with torch.no_grad():  # tables and gammas that are zero or tiny would hide a mistake
@@ -131,7 +131,7 @@ def test_written_out_attention_is_the_fused_one(small, arch, gate):
 def test_davpt_takes_a_step(small, arch):
     """Prompts and head learn from both losses, the trunk does not."""
     size = image_size(arch)
-    cfg = segmentor_cfg(arch=arch, img_size=size, out_indices=(0, 1, 2), norm_taps=_normed(arch))
+    cfg = segmentor_cfg(arch=arch, img_size=size, out_indices=(0, 1, 2), norm_outputs=_normed(arch))
     cfg.decode_head.in_channels = DIMS
     cfg.data_preprocessor.size = size
     model = MODELS.build(cfg).train()
@@ -220,7 +220,7 @@ def test_weights_of_the_family_load(small, arch, tmp_path):
         for parameter in source.parameters():
             parameter.normal_()
     torch.save(source.state_dict(), tmp_path / 'w.pth')
-    model = PromptedViT(arch, str(tmp_path / 'w.pth'), img_size=image_size(arch), out_indices=(2,), norm_taps=False)
+    model = PromptedViT(arch, str(tmp_path / 'w.pth'), img_size=image_size(arch), out_indices=(2,), norm_outputs=False)
     model.init_weights()
     expected = source.state_dict()
     for name, tensor in model.trunk.state_dict().items():
@@ -230,7 +230,7 @@ def test_weights_of_the_family_load(small, arch, tmp_path):
 
 def test_norm_behind_the_pooling_becomes_the_final_norm(small):
     model = build('eva02_base_patch14_224.mim_in22k', tuning='frozen').eval()
-    raw = build('eva02_base_patch14_224.mim_in22k', tuning='frozen', norm_taps=False).eval()
+    raw = build('eva02_base_patch14_224.mim_in22k', tuning='frozen', norm_outputs=False).eval()
     raw.load_state_dict(model.state_dict())
     x = images(model.arch)
     norm = model.trunk.norm
@@ -242,7 +242,7 @@ def test_norm_behind_the_pooling_becomes_the_final_norm(small):
 @pytest.mark.parametrize('arch', ['vit_base_patch16_dinov3.lvd1689m', 'eva02_base_patch14_224.mim_in22k'])
 def test_shallow_prompts_have_no_rotary_position(small, arch):
     """The literal form: behind the prefix, which rotary attention leaves alone, through all blocks."""
-    model = build(arch, tuning='vpt_shallow', prompts=dict(num=4), norm_taps=False).double().train()
+    model = build(arch, tuning='vpt_shallow', prompts=dict(num=4), norm_outputs=False).double().train()
     trunk, x, p = reference(small, model), images(arch, torch.float64), model.prompts.tokens['0']
     tokens, rope = trunk._pos_embed(trunk.patch_embed(x))
     prefix = trunk.num_prefix_tokens

@@ -69,7 +69,7 @@ def test_gated_prompts_are_attended_to_apart(vit, arch):
 def test_a_gate_starts_shut_and_learns():
     model = PromptedViT('test_vit', False, prompts=dict(num=3, gate=True), out_indices=(5,), allow_random=True).train()
     x = torch.randn(1, 3, 64, 64)
-    with model.without_prompts():
+    with model.without_tuning():
         expected = model(x)[0]
     assert torch.equal(model(x)[0], expected)
     (model(x)[0] * torch.randn_like(expected)).sum().backward()
@@ -105,16 +105,16 @@ def test_shallow_equals_literal(vit):
     assert model.prompts.tokens['0'].grad.abs().max() > 0
 
 
-@pytest.mark.parametrize('norm_taps', [True, False])
+@pytest.mark.parametrize('norm_outputs', [True, False])
 @pytest.mark.parametrize('out_indices', [(1, 3, 5), (-3, -1), (2,)])
-def test_no_prompts_equals_timm(vit, norm_taps, out_indices):
-    model = vit(tuning='frozen', norm_taps=norm_taps, out_indices=out_indices).eval()
+def test_no_prompts_equals_timm(vit, norm_outputs, out_indices):
+    model = vit(tuning='frozen', norm_outputs=norm_outputs, out_indices=out_indices).eval()
     x = torch.randn(2, 3, 64, 96)
     expected = (
         plain(model)
         .eval()
         .forward_intermediates(
-            x, indices=[i % 6 for i in out_indices], norm=norm_taps, output_fmt='NCHW', intermediates_only=True
+            x, indices=[i % 6 for i in out_indices], norm=norm_outputs, output_fmt='NCHW', intermediates_only=True
         )
     )
     for a, b in zip(model(x), expected, strict=True):
@@ -128,7 +128,7 @@ def test_without_prompts_equals_timm(vit):
         torch.nn.init.zeros_(bias)
     x = torch.randn(1, 3, 64, 64)
     expected = plain(model).eval().forward_intermediates(x, indices=[1, 3, 5], norm=True, intermediates_only=True)
-    with model.without_prompts(), torch.no_grad():
+    with model.without_tuning(), torch.no_grad():
         for a, b in zip(model(x), expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(model(x)[-1], expected[-1], atol=1e-3)
@@ -162,7 +162,7 @@ def test_tap_hands_out_the_attention_output(vit):
     model = vit(prompts=dict(num=4)).double().train()
     x = torch.randn(2, 3, 48, 64, dtype=torch.float64)
     trunk, prompts = plain(model), prompts_of(model)
-    with model.tap((3,)) as taps:
+    with model.record((3,)) as activations:
         model(x)
     tokens = trunk._pos_embed(trunk.patch_embed(x))
     prefix = trunk.num_prefix_tokens
@@ -170,13 +170,13 @@ def test_tap_hands_out_the_attention_output(vit):
         joined = trunk.blocks[index](torch.cat([tokens, prompts[index].expand(2, -1, -1)], dim=1))
         tokens = joined[:, : tokens.shape[1]]
     expected = oracles.attention_output(trunk.blocks[3], tokens, prompts[3], prefix)
-    torch.testing.assert_close(taps[3].attn_out, expected, **TOLERANCE)
-    torch.testing.assert_close(taps[3].tokens, trunk.blocks[3].norm1(tokens)[:, prefix:], **TOLERANCE)
-    torch.testing.assert_close(taps[3].prompts, trunk.blocks[3].norm1(prompts[3]), **TOLERANCE)
-    q, k, _ = trunk.blocks[3].attn.qkv(taps[3].prompts).chunk(3, dim=-1)
-    torch.testing.assert_close(taps[3].project(taps[3].prompts, 'query'), q, **TOLERANCE)
-    torch.testing.assert_close(taps[3].project(taps[3].prompts, 'key'), k, **TOLERANCE)
-    assert all(attention.taps is None for attention in model._attentions.values())
+    torch.testing.assert_close(activations[3].attn_out, expected, **TOLERANCE)
+    torch.testing.assert_close(activations[3].tokens, trunk.blocks[3].norm1(tokens)[:, prefix:], **TOLERANCE)
+    torch.testing.assert_close(activations[3].prompts, trunk.blocks[3].norm1(prompts[3]), **TOLERANCE)
+    q, k, _ = trunk.blocks[3].attn.qkv(activations[3].prompts).chunk(3, dim=-1)
+    torch.testing.assert_close(activations[3].project(activations[3].prompts, 'query'), q, **TOLERANCE)
+    torch.testing.assert_close(activations[3].project(activations[3].prompts, 'key'), k, **TOLERANCE)
+    assert all(attention.activations is None for attention in model._attentions.values())
 
 
 def test_cached_keys_and_values_follow_the_weights(vit):
@@ -209,7 +209,7 @@ def test_dropout_of_prompts_is_live_only_in_training(vit):
 
 
 def test_blocks_before_the_first_prompt_build_no_graph(vit):
-    model = vit(prompts=dict(num=2, blocks=(3, 5)), norm_taps=False).train()
+    model = vit(prompts=dict(num=2, blocks=(3, 5)), norm_outputs=False).train()
     first, middle, last = model(torch.randn(1, 3, 64, 64))
     assert not first.requires_grad
     assert middle.requires_grad
@@ -228,9 +228,9 @@ def test_checkpointing_gives_the_same_gradients(gate):
         torch.manual_seed(1)
         spread(model)
         model.train()
-        with model.tap((5,)) as taps:
+        with model.record((5,)) as activations:
             out = model(x)[0]
-        loss = out.square().mean() + taps[5].attn_out.square().mean() + taps[5].prompts.square().mean()
+        loss = out.square().mean() + activations[5].attn_out.square().mean() + activations[5].prompts.square().mean()
         loss.backward()
         gradients.append([parameter.grad for parameter in model.prompts.parameters()])
     for a, b in zip(*gradients, strict=True):

@@ -62,7 +62,7 @@ def test_nothing_behind_the_last_tap_learns(vit):
     """A parameter that no output depends on breaks distributed training."""
     for tuning in PRESETS[1:]:
         tuning = 'partial-1' if tuning == 'partial-2' else tuning
-        model = vit(tuning=tuning, out_indices=(0, 2), norm_taps=False, prompts=dict(num=2))
+        model = vit(tuning=tuning, out_indices=(0, 2), norm_outputs=False, prompts=dict(num=2))
         names = learning(model)
         assert names
         assert not any(f'.{block}.' in f'.{name}.' for name in names for block in (3, 4, 5)), tuning
@@ -150,7 +150,7 @@ def test_names_that_match_nothing_are_errors(vit, tuning, message):
 
 def test_class_token_that_is_not_there(vit):
     with pytest.raises(ValueError, match='cls_token matches no parameter'):
-        vit(arch='test_vit2', norm_taps=False, tuning=dict(cls_token=True))
+        vit(arch='test_vit2', norm_outputs=False, tuning=dict(cls_token=True))
 
 
 def test_report_adds_up():
@@ -206,7 +206,12 @@ def test_lora_without_peft_says_what_to_install(vit, monkeypatch):
 def test_adapter_is_its_formula(arch):
     """AdaptFormer's equations, block by block; with LayerScale the branch joins behind it."""
     model = PromptedViT(
-        arch, False, out_indices=(2,), allow_random=True, norm_taps=False, tuning=dict(adapter=dict(dim=5, scale=0.7))
+        arch,
+        False,
+        out_indices=(2,),
+        allow_random=True,
+        norm_outputs=False,
+        tuning=dict(adapter=dict(dim=5, scale=0.7)),
     ).double()
     for parameter in [*model.adapters.parameters(), *(p for n, p in model.trunk.named_parameters() if 'gamma' in n)]:
         torch.nn.init.normal_(parameter)

@@ -139,7 +139,7 @@ class TestFinalNorm:
     def test_missing_only_where_unused(self, source, tmp_path):
         path = write({n: t for n, t in source.items() if not n.startswith('norm.')}, tmp_path / 'w.pth')
         trunk = build_trunk('test_vit')
-        with pytest.raises(WeightsError, match=r'norm_taps=False'):
+        with pytest.raises(WeightsError, match=r'norm_outputs=False'):
             load_trunk_weights(trunk, 'test_vit', path)
         line = load_trunk_weights(trunk, 'test_vit', path, unused=('norm.weight', 'norm.bias'))
         count = len(trunk.state_dict())

@@ -88,7 +88,7 @@ def test_no_final_norm_is_refused_where_it_is_needed(tmp_path):
     path = save(stock_segmentor(), tmp_path / 'w.pth')
     trunk = build_trunk('test_vit')
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
-    with pytest.raises(WeightsError, match=r'missing: norm\.bias, norm\.weight\..*norm_taps=False'):
+    with pytest.raises(WeightsError, match=r'missing: norm\.bias, norm\.weight\..*norm_outputs=False'):
         load_trunk_weights(trunk, 'test_vit', path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trunk.state_dict().items())
 
@@ -105,15 +105,15 @@ def test_backbone_option(tmp_path):
 
 
 def test_without_final_norm_through_the_config(tmp_path):
-    """mmseg's stock ViT has none: norm_taps=False needs none, and the taps are mmseg's."""
+    """mmseg's stock ViT has none: norm_outputs=False needs none, and the activations are mmseg's."""
     model = stock_segmentor(patch_bias=True, final_norm=False)
     path = save(model, tmp_path / 'w.pth')
-    backbone = PromptedViT('test_vit', path, out_indices=(2, 5), tuning='frozen', norm_taps=False)
+    backbone = PromptedViT('test_vit', path, out_indices=(2, 5), tuning='frozen', norm_outputs=False)
     backbone.init_weights()
     x = torch.randn(1, 3, 160, 160)
     with torch.no_grad():
         torch.testing.assert_close(backbone.train()(x)[-1], model.backbone(x)[-1], rtol=1e-4, atol=1e-4)
-    with pytest.raises(WeightsError, match=r'no final norm.*norm_taps=False'):
+    with pytest.raises(WeightsError, match=r'no final norm.*norm_outputs=False'):
         PromptedViT('test_vit', path, out_indices=(2, 5), tuning='frozen').init_weights()
 
 

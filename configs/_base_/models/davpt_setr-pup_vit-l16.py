@@ -34,7 +34,7 @@ model = dict(
         pretrained=True,
         img_size=(512, 512),
         out_indices=(9, 14, 19, 23),
-        norm_taps=False,  # each head norms what it reads
+        norm_outputs=False,  # each head norms what it reads
         prompts=dict(num=20),
         tuning='davpt',
     ),

@@ -29,7 +29,7 @@ model = dict(
         prompt_space='key',  # against the keys of prompts: the pairing that attention itself makes
         weight_patch=0.05,  # beta:   prototypes of each image <-> prompts
         weight_proto=0.05,  # lambda: prototypes of the batch  <-> prompts
-        centre=True,
+        center_prototypes=True,
     ),
     neck=dict(type='Feature2Pyramid', embed_dim=768, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
     decode_head=dict(

@@ -19,7 +19,9 @@ model = dict(
         prompts=dict(num=20, init='prototype', gate=True),  # without guidance: init='xavier'
         tuning='davpt',
     ),
-    guidance=dict(type='MetricGuidance', num_classes=150, sample_space='query', prompt_space='key', centre=True),
+    guidance=dict(
+        type='MetricGuidance', num_classes=150, sample_space='query', prompt_space='key', center_prototypes=True
+    ),
     neck=dict(type='Feature2Pyramid', embed_dim=384, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
     decode_head=dict(
         type='UPerHead',
