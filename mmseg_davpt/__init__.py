@@ -10,17 +10,18 @@ from .engine import PromptAssignmentHook
 from .guidance import MetricGuidance, ProxyAnchorLoss, class_prototypes, patch_class_fractions
 from .models import PromptedEncoderDecoder, PromptedViT
 from .reports import count_parameters, format_report
-from .tuning import TuningPolicy
+from .tuning import TUNING_METHODS, TuningMethod
 from .version import __version__
 from .weights import WeightsError
 
 __all__ = [
+    'TUNING_METHODS',
     'MetricGuidance',
     'PromptAssignmentHook',
     'PromptedEncoderDecoder',
     'PromptedViT',
     'ProxyAnchorLoss',
-    'TuningPolicy',
+    'TuningMethod',
     'WeightsError',
     '__version__',
     'class_prototypes',

@@ -46,17 +46,11 @@ def spread(model):
     """Give norms, biases and prompts values that a mistake would show in; fresh ones are mostly 0 and 1."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if (
-                'norm' in name
-                or name.endswith('bias')
-                or name.startswith('biases')
-                or 'token' in name
-                or 'gates' in name
-            ):
+            if 'norm' in name or name.endswith('bias') or 'tuned.bias' in name or 'token' in name or 'gates' in name:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
 
 
-def segmentor_cfg(num_classes=5, guidance=True, head='FCNHead', **backbone):
+def segmentor_cfg(num_classes=5, guidance=True, head='FCNHead', type_='PromptedEncoderDecoder', **backbone):
     """A tiny segmentor's config."""
     backbone = (
         dict(
@@ -65,13 +59,13 @@ def segmentor_cfg(num_classes=5, guidance=True, head='FCNHead', **backbone):
             pretrained=False,
             allow_random=True,
             out_indices=(1, 3, 5),
-            prompts=dict(num=3),
-            tuning='davpt',
+            prompts=None if 'tuning' in backbone else dict(num=3),
+            tuning='davpt' if guidance else 'vpt_deep',
         )
         | backbone
     )
-    return ConfigDict(
-        type='PromptedEncoderDecoder',
+    cfg = ConfigDict(
+        type=type_,
         data_preprocessor=dict(
             type='SegDataPreProcessor',
             mean=[127.5] * 3,
@@ -98,6 +92,9 @@ def segmentor_cfg(num_classes=5, guidance=True, head='FCNHead', **backbone):
         train_cfg=dict(),
         test_cfg=dict(mode='whole'),
     )
+    if type_ == 'EncoderDecoder':  # stock: it knows no guidance
+        del cfg.guidance
+    return cfg
 
 
 def batch(num_classes=5, size=(64, 64), b=2, ignore=0.1):

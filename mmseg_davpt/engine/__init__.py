@@ -1,7 +1,7 @@
 """Hooks, optimizer wrappers and the metric."""
 
 from .assignment_hook import PromptAssignmentHook
-from .attention_mass import AttentionMassHook, attention_mass
+from .attention_hook import AttentionMassHook
 from .hooks import ParamReportHook, StepSeedHook
 from .metric import PerClassIoUMetric
 from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
@@ -16,5 +16,4 @@ __all__ = [
     'PromptAssignmentHook',
     'StepSeedHook',
     'TunedOptimWrapperConstructor',
-    'attention_mass',
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -12,31 +12,27 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..trunks import bias_home, build_trunk, resolve_blocks, weight_home
+from ..trunks import build_trunk, resolve_blocks
 from ..tuning import (
-    AdaptFormer,
+    TOKEN_GRID,
     BlockActivations,
-    PromptedAttention,
-    Prompts,
+    DeepPrompts,
     ShallowPrompts,
-    build_lora,
-    freeze_except,
-    lora_deltas,
-    resolve_policy,
-    train_tuned_parts,
-    tuned_names,
+    build_methods,
+    resolve_tuning,
+    train_tuned_modules,
+    tune_block,
 )
 from ..weights import WeightsError, load_trunk_weights
 
 
 @MODELS.register_module()
 class PromptedViT(BaseModule):
-    """A pretrained Vision Transformer of timm, frozen, that learns through prompts.
+    """A pretrained Vision Transformer of timm, frozen, with the trainable parameters of tuning methods.
 
-    The trunk is timm's own model under its own parameter names (``backbone.trunk.*``); prompts live beside it
-    (``backbone.prompts.tokens.{block}``), as do tuned offsets of split biases (``backbone.biases.{block}.{q|k|v}``),
-    low-rank updates (``backbone.lora``) and adapters (``backbone.adapters``).
-    VPT: Jia et al., ECCV 2022; DA-VPT: Ren et al., CVPR 2025. Blocks before the first one that learns build no graph.
+    The trunk is timm's own model under its own parameter names (``backbone.trunk.*``). The parameters of each method
+    live beside it (``backbone.tuned.METHOD.*``). Blocks before the first trainable parameter build no graph.
+    VPT: Jia et al., ECCV 2022; DA-VPT: Ren et al., CVPR 2025.
 
     Args:
         arch: timm name, e.g. ``vit_base_patch16_224.augreg_in21k``.
@@ -45,12 +41,13 @@ class PromptedViT(BaseModule):
         img_size: Size in pixels that the position table is made for; ``None`` keeps the pretrained table. Every input
             size works with either.
         out_indices: Blocks whose outputs are handed on, ascending; negative ones count from the end.
-        prompts: Options of :class:`~mmseg_davpt.prompts.Prompts`: ``num``, ``blocks``, ``init``, ``dropout``, ``kind``.
-            ``tuning`` decides whether there are prompts, this says how they look.
+        prompts: Options of the prompts that ``tuning`` selects: ``num``, ``blocks``, ``init``, ``dropout``, ``gate``
+            (:class:`~mmseg_davpt.tuning.DeepPrompts`). They override the preset's.
         norm_outputs: Apply the trunk's final norm to every output, as timm and DINOv2 do for dense heads.
-        tuning: What learns: a preset or a dict, see :class:`~mmseg_davpt.tuning.TuningPolicy`; by default prompts.
+        tuning: What is trained in the trunk: a preset (``'vpt_deep'``, ``'davpt_gated'``, ``'lora'`` ...) or a dict,
+            method name -> options. See :func:`~mmseg_davpt.tuning.resolve_tuning` and ``docs/tuning.md``.
         with_cp: Checkpoint the blocks (non-reentrant): less memory, the same gradients.
-        drop_path_rate: Stochastic depth of blocks that learn as a whole.
+        drop_path_rate: Stochastic depth of blocks that are trained as a whole.
         allow_random: With ``pretrained=False``: train on a trunk with random weights all the same.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` is the same as ``pretrained=PATH``.
 
@@ -66,7 +63,7 @@ class PromptedViT(BaseModule):
         out_indices: Sequence[int] = (2, 5, 8, 11),
         prompts: Mapping | None = None,
         norm_outputs: bool = True,
-        tuning: str | Mapping | None = None,
+        tuning: str | Mapping = 'vpt_deep',
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
         allow_random: bool = False,
@@ -83,7 +80,6 @@ class PromptedViT(BaseModule):
         self.trunk = build_trunk(arch, img_size, drop_path_rate)
         if norm_outputs and isinstance(self.trunk.norm, nn.Identity):
             raise ValueError(f'norm_outputs=True, but {arch} has no final norm of its own: set norm_outputs=False')
-        self.trunk.set_grad_checkpointing(with_cp)
         self.embed_dims = self.trunk.embed_dim
         self.num_prefix_tokens = self.trunk.num_prefix_tokens
         self.patch_size: tuple[int, int] = self.trunk.patch_embed.patch_size
@@ -93,45 +89,23 @@ class PromptedViT(BaseModule):
             raise ValueError(f'out_indices={tuple(out_indices)}: expected ascending block indices')
         self.depth = self.out_indices[-1] + 1
         self._weights_loaded = False
-        self.register_load_state_dict_pre_hook(_note_loaded_weights)
-        self._set_tuning(tuning or dict(prompts=True), dict(prompts or {}))
+        self.register_load_state_dict_pre_hook(_prepare_state)
+        plan = resolve_tuning(tuning, prompts, self.depth)
+        self.tuning, self.expects_guidance = tuning, plan.guided
+        # Built here, before any wrapper for distributed training sees the model.
+        self.tuned = build_methods(plan, self.trunk, self.depth, norm_outputs)
+        for index in range(self.depth if with_cp else 0):
+            tune_block(self.trunk, index).with_cp = True
 
-    def _set_tuning(self, tuning: str | Mapping, prompts: dict) -> None:
-        """Add what learns, freeze the rest. Done once, before any wrapper for distributed training sees the model."""
-        policy = resolve_policy(tuning, self.depth)
-        names = tuned_names(self.trunk, policy, self.depth, self.norm_outputs)
-        self.prompts: Prompts | None = None
-        if policy.prompts:
-            if policy.prompts is not True and prompts.setdefault('kind', policy.prompts) != policy.prompts:
-                raise ValueError(f'tuning={tuning!r} and prompts.kind={prompts["kind"]!r} contradict each other')
-            self.prompts = Prompts(self.embed_dims, self.depth, self.patch_size, **prompts)
-        # Beside the trunk, and without effect at first: offsets of biases, low-rank lora_deltas, adapters.
-        self.biases, self.lora, self.adapters = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        for index, block in enumerate(self.trunk.blocks[: self.depth]):
-            if policy.split_bias:
-                zeros = {part: nn.Parameter(torch.zeros(self.embed_dims)) for part in policy.split_bias}
-                self.biases[str(index)] = nn.ParameterDict(zeros)
-            if policy.lora is not None:
-                self.lora[str(index)] = build_lora(block.attn, **policy.lora)
-            if policy.adapter is not None:
-                self.adapters[str(index)] = AdaptFormer(block, self.embed_dims, **policy.adapter)
-        freeze_except(self.trunk, names)
-        self._attentions: dict[int, PromptedAttention] = {}
-        deep = self.prompts is not None and self.prompts.kind == 'deep'
-        for index, block in enumerate(self.trunk.blocks[: self.depth]):
-            own = self.prompts if deep and index in self.prompts.blocks else None
-            biases, lora = (part[str(index)] if part else {} for part in (self.biases, self.lora))
-            if own is not None or biases or lora:
-                self._attentions[index] = PromptedAttention(block, index, own, biases, lora, self.num_prefix_tokens)
-        if self.prompts is not None and not deep:
-            ShallowPrompts(self.trunk, self.prompts)
+    @property
+    def prompts(self) -> DeepPrompts | ShallowPrompts | None:
+        """The method with prompts, if any."""
+        return next((m for m in self.tuned.values() if isinstance(m, (DeepPrompts, ShallowPrompts))), None)
 
     @property
     def prompt_counts(self) -> list[int]:
         """Prompts that join each of the ``depth`` blocks as keys and values; 0 where there are none."""
-        if self.prompts is None or self.prompts.kind != 'deep':
-            return [0] * self.depth
-        return self.prompts.counts(self.depth)
+        return self.prompts.counts() if isinstance(self.prompts, DeepPrompts) else [0] * self.depth
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of the blocks in ``out_indices``.
@@ -143,24 +117,29 @@ class PromptedViT(BaseModule):
             One map ``(B, D, ceil(H / p), ceil(W / p))`` an index, each covering exactly the unpadded image.
 
         Raises:
-            WeightsError: In training, if nobody loaded the trunk.
+            WeightsError: In training, if the trunk's weights were never loaded.
             ValueError: Larger than ``img_size``, for a trunk of one size (BEiT).
-            RuntimeError: In training, if prompts that start as prototypes were given none.
+            RuntimeError: In training, if prompts still wait for their prototypes.
         """
         if self.training:
             self.require_weights()
-            self._require_prototypes()
+            if isinstance(self.prompts, DeepPrompts):
+                self.prompts.require_initialised()
         image = x.shape[-2:]
         x = self._fill_up(x)
         h, w = self.trunk.patch_embed.dynamic_feat_size(x.shape[-2:])
-        tokens = self.trunk.forward_intermediates(
-            x,
-            indices=list(self.out_indices),
-            norm=self.norm_outputs,
-            stop_early=True,
-            output_fmt='NLC',
-            intermediates_only=True,
-        )
+        TOKEN_GRID.size = h, w
+        try:
+            tokens = self.trunk.forward_intermediates(
+                x,
+                indices=list(self.out_indices),
+                norm=self.norm_outputs,
+                stop_early=True,
+                output_fmt='NLC',
+                intermediates_only=True,
+            )
+        finally:
+            TOKEN_GRID.size = None
         maps = [t[:, -h * w :].transpose(1, 2).unflatten(2, (h, w)) for t in tokens]  # shallow prompts stand before
         return tuple(_crop_to_image(m, image, self.patch_size) for m in maps)
 
@@ -180,27 +159,24 @@ class PromptedViT(BaseModule):
 
     @contextmanager
     def record(self, blocks: Sequence[int]) -> Iterator[dict[int, BlockActivations]]:
-        """While open, a forward fills the yielded dict: prompted block -> :class:`BlockActivations`."""
+        """While open, a forward pass fills the yielded dict: index of a prompted block -> its activations."""
         activations: dict[int, BlockActivations] = {}
-        for index in blocks:
-            self._attentions[index].activations = activations
+        attentions = [self.trunk.blocks[index].attn for index in blocks]
+        for attention in attentions:
+            attention.recorder = activations
         try:
             yield activations
         finally:
-            for index in blocks:
-                self._attentions[index].activations = None
+            for attention in attentions:
+                attention.recorder = None
 
     @contextmanager
     def without_tuning(self) -> Iterator[None]:
-        """While open, the trunk runs as if it had no (deep) prompts."""
-        if self.prompts is None:
+        """While open, the trunk runs as if it had no tuning methods; what they train in place keeps its values."""
+        with ExitStack() as stack:
+            for method in self.tuned.values():
+                stack.enter_context(method.disabled())
             yield
-            return
-        self.prompts.enabled = False
-        try:
-            yield
-        finally:
-            self.prompts.enabled = True
 
     def init_weights(self) -> None:
         """Read the pretrained weights (on top of ``init_cfg``, if any).
@@ -214,6 +190,8 @@ class PromptedViT(BaseModule):
             unused = () if self.norm_outputs else ('norm.weight', 'norm.bias')
             print_log(load_trunk_weights(self.trunk, self.arch, self.pretrained, unused), logger='current')
             self._weights_loaded = True
+            for method in self.tuned.values():
+                method.trunk_loaded()
 
     def require_weights(self) -> None:
         """Refuse a trunk whose weights are random.
@@ -228,44 +206,56 @@ class PromptedViT(BaseModule):
                 'checkpoint, or write pretrained=False, allow_random=True if random weights are what you want.'
             )
 
-    def _require_prototypes(self) -> None:
-        if self.prompts is not None and self.prompts.awaits_prototypes:
-            raise RuntimeError(
-                "prompts.init='prototype', but nobody wrote prototypes: it needs a PromptedEncoderDecoder with "
-                "guidance and dict(type='PromptAssignmentHook') in custom_hooks"
-            )
-
     def train(self, mode: bool = True) -> PromptedViT:
-        """Switch what learns to train mode; frozen parts stay in eval mode. Returns self."""
+        """Switch what is trained to train mode; frozen modules stay in eval mode. Returns self."""
         super().train(mode)
-        train_tuned_parts(self.trunk, mode)
+        train_tuned_modules(self.trunk, mode)
         return self
+
+    def trainable_parameters(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """Name, method and parameter of everything that is trained in the backbone.
+
+        A parameter of the trunk that several methods train in place belongs to the first of them.
+        """
+        trunk = dict(self.trunk.named_parameters())
+        for name, method in self.tuned.items():
+            yield from ((f'tuned.{name}.{key}', name, parameter) for key, parameter in method.named_parameters())
+            for key in sorted(method.trunk_parameters([key for key in trunk if trunk[key].requires_grad])):
+                yield f'trunk.{key}', name, trunk.pop(key)
 
     @torch.no_grad()
     def merged_trunk(self) -> dict[str, Tensor]:
-        """The trunk's tensors under timm's names, with offsets of biases and low-rank updates merged in."""
+        """The trunk's tensors under timm's names, with every method merged in.
+
+        Raises:
+            ValueError: A method cannot be merged; the message says why.
+        """
         state = {name: tensor.clone() for name, tensor in self.trunk.state_dict().items()}
-
-        def add(index: str, home: tuple[str, slice], change: Tensor) -> None:
-            name, rows = home
-            state[f'blocks.{index}.attn.{name}'][rows] += change
-
-        for index, offsets in self.biases.items():
-            for part, offset in offsets.items():
-                add(index, bias_home(self.trunk.blocks[int(index)].attn, part), offset)
-        for index, layers in self.lora.items():
-            for part, update in lora_deltas(layers).items():
-                add(index, weight_home(self.trunk.blocks[int(index)].attn, part), update)
+        for method in self.tuned.values():
+            method.merge(state)
         return state
 
 
-def _note_loaded_weights(module: PromptedViT, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """A checkpoint counts as loaded weights if it holds every trunk tensor in its right shape; likewise for prompts."""
+# Names of checkpoints that were written before each method had a folder of its own (version 0.1).
+_RENAMED = {
+    'prompts.': 'tuned.prompts.',
+    'biases.': 'tuned.bias.offsets.',
+    'lora.': 'tuned.lora.layers.',
+    'adapters.': 'tuned.adaptformer.branches.',
+}
+
+
+def _prepare_state(module: PromptedViT, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Before a state dict is loaded: read old names, and note whether it holds the whole trunk."""
+    for old, new in _RENAMED.items():
+        for name in [name for name in state if name.startswith(prefix + old)]:
+            state[prefix + new + name.removeprefix(prefix + old)] = state.pop(name)
+    tokens, flag = f'{prefix}tuned.prompts.tokens.', f'{prefix}tuned.prompts.initialised'
+    if flag not in state and any(name.startswith(tokens) for name in state):
+        state[flag] = torch.tensor(True)
     own = module.trunk.state_dict()
     if all(getattr(state.get(f'{prefix}trunk.{name}'), 'shape', None) == own[name].shape for name in own):
         module._weights_loaded = True
-    if module.prompts is not None and f'{prefix}prompts.tokens.{module.prompts.blocks[0]}' in state:
-        module.prompts.awaits_prototypes = False
 
 
 def _crop_to_image(x: Tensor, image: tuple[int, int], patch: tuple[int, int]) -> Tensor:

@@ -66,4 +66,4 @@ class PrototypeInit:
             tokens = self.model.backbone.prompts.tokens[str(index)]
             for prompt in assignment[assignment >= 0].unique().tolist():
                 tokens[prompt] = means[assignment == prompt].mean(dim=0)
-        self.model.backbone.prompts.awaits_prototypes = False
+        self.model.backbone.prompts.mark_initialised()

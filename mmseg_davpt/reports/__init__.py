@@ -1,5 +1,14 @@
-"""Tables and pictures of a model."""
+"""Tables and figures of a model."""
 
-from .parameters import build_shapes, count_parameters, format_comparison, format_report
+from .parameters import build_shapes, count_backbone, count_parameters, format_comparison, format_report
+from .prompt_attention import attention_mass, attention_to_prompts
 
-__all__ = ['build_shapes', 'count_parameters', 'format_comparison', 'format_report']
+__all__ = [
+    'attention_mass',
+    'attention_to_prompts',
+    'build_shapes',
+    'count_backbone',
+    'count_parameters',
+    'format_comparison',
+    'format_report',
+]

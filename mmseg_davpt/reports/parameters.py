@@ -1,4 +1,4 @@
-"""Parameters by part: what learns, where, and how much of it."""
+"""Parameters by part: which are trainable, and how many."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import torch
 from mmseg.registry import MODELS
 from torch import nn
 
-from ..tuning import norm_parameters
-
-PARTS = ('prompts', 'lora', 'adapters', 'biases', 'norms', 'trunk, other', 'neck', 'heads', 'other')
-IN_BACKBONE = PARTS[:6]
+HEADS = ('neck', 'heads', 'other')
 
 
 def build_shapes(model: Mapping) -> nn.Module:
@@ -28,74 +25,69 @@ def build_shapes(model: Mapping) -> nn.Module:
 
 
 def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Count parameters of a segmentor by part.
+    """Count the parameters of a segmentor by part.
 
     Args:
         model: A segmentor with ``backbone`` and, if any, ``neck``, ``decode_head``, ``auxiliary_head``.
 
     Returns:
-        Part -> (tuned, all). The parts are :data:`PARTS`; :data:`IN_BACKBONE` belong to the backbone. Offsets of split
-        biases count as tuned biases.
+        Part -> (trainable, all). The parts are the tuning methods of the backbone by name (with the parameters of the
+        trunk that a method trains in place), ``frozen trunk`` for the rest of the backbone, then :data:`HEADS`.
     """
-    table = {part: [0, 0] for part in PARTS}
-    norms = norm_parameters(model)
+    backbone = model.backbone
+    methods: dict[int, str] = {}
+    if hasattr(backbone, 'trainable_parameters'):
+        methods = {id(parameter): method for _, method, parameter in backbone.trainable_parameters()}
+    table = {part: [0, 0] for part in (*getattr(backbone, 'tuned', {}), 'frozen trunk', *HEADS)}
     for name, parameter in model.named_parameters():
-        row = table[_part(name, norms)]
+        row = table[methods.get(id(parameter)) or _part(name)]
         row[0] += parameter.numel() * parameter.requires_grad
         row[1] += parameter.numel()
-    return {part: (tuned, every) for part, (tuned, every) in table.items()}
+    return {part: (trainable, every) for part, (trainable, every) in table.items()}
 
 
-def _part(name: str, norms: set[str]) -> str:
-    top, _, rest = name.partition('.')
-    if top == 'neck':
-        return 'neck'
-    if top in ('decode_head', 'auxiliary_head'):
-        return 'heads'
-    if top != 'backbone':
-        return 'other'
-    for part in ('prompts', 'lora', 'adapters'):
-        if rest.startswith(f'{part}.'):
-            return part
-    if name in norms:
-        return 'norms'
-    if rest.startswith('biases.') or rest.endswith('bias'):
-        return 'biases'
-    return 'trunk, other'
+def count_backbone(model: nn.Module) -> int:
+    """Number of trainable parameters in the backbone."""
+    return sum(trainable for part, (trainable, _) in count_parameters(model).items() if part not in HEADS)
+
+
+def _part(name: str) -> str:
+    root = name.partition('.')[0]
+    parts = dict(backbone='frozen trunk', neck='neck', decode_head='heads', auxiliary_head='heads')
+    return parts.get(root, 'other')
 
 
 def format_report(model: nn.Module) -> str:
-    """A table of :func:`count_parameters`, with the tuned share of the pretrained trunk and of the whole model."""
+    """A table of :func:`count_parameters`, with the trainable share of the pretrained trunk and of the whole model."""
     counts = count_parameters(model)
     trunk = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith('backbone.trunk.'))
     whole = sum(every for _, every in counts.values())
-    rows = [('part', 'tuned', 'all', '% of trunk', '% of model')]
+    rows = [('part', 'trainable', 'all', '% of trunk', '% of model')]
 
-    def add(part: str, tuned: int, every: int) -> None:
-        share = f'{100 * tuned / trunk:.3f}' if trunk and part not in ('neck', 'heads', 'other', 'total') else '-'
-        rows.append((part, f'{tuned:,}', f'{every:,}', share, f'{100 * tuned / whole:.3f}'))
+    def add(part: str, trainable: int, every: int) -> None:
+        share = f'{100 * trainable / trunk:.3f}' if trunk and part not in (*HEADS, 'total') else '-'
+        rows.append((part, f'{trainable:,}', f'{every:,}', share, f'{100 * trainable / whole:.3f}'))
 
-    for part in PARTS:
-        if counts[part][1]:
-            add(part, *counts[part])
-    backbone = [counts[part] for part in IN_BACKBONE]
-    add('backbone', sum(tuned for tuned, _ in backbone), sum(every for _, every in backbone))
-    add('total', sum(tuned for tuned, _ in counts.values()), whole)
+    for part, (trainable, every) in counts.items():
+        if every:
+            add(part, trainable, every)
+    backbone = [count for part, count in counts.items() if part not in HEADS]
+    add('backbone', sum(trainable for trainable, _ in backbone), sum(every for _, every in backbone))
+    add('total', sum(trainable for trainable, _ in counts.values()), whole)
     lines = _align(rows)
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:-2], '-' * len(lines[0]), *lines[-2:]])
 
 
 def format_comparison(models: Mapping[str, nn.Module]) -> str:
-    """A table of what learns in several models.
+    """A table of what is trainable in several models.
 
     Args:
         models: Name -> segmentor.
     """
-    rows = [('model', 'tuned in the trunk', 'neck and heads', 'tuned in all', 'in millions')]
+    rows = [('model', 'trainable in the backbone', 'neck and heads', 'total', 'in millions')]
     for name, model in models.items():
-        counts = {part: tuned for part, (tuned, _) in count_parameters(model).items()}
-        trunk, total = sum(counts[part] for part in IN_BACKBONE), sum(counts.values())
-        rows.append((name, f'{trunk:,}', f'{total - trunk:,}', f'{total:,}', f'{total / 1e6:.1f}'))
+        backbone, total = count_backbone(model), sum(t for t, _ in count_parameters(model).values())
+        rows.append((name, f'{backbone:,}', f'{total - backbone:,}', f'{total:,}', f'{total / 1e6:.1f}'))
     lines = _align(rows)
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 

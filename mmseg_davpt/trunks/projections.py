@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 QKV = ('q', 'k', 'v')
@@ -44,3 +45,8 @@ def _rows(attn: nn.Module, part: str) -> slice:
     width = attn.qkv.out_features // 3
     start = QKV.index(part) * width
     return slice(start, start + width)
+
+
+def project(attn: nn.Module, part: str, x: Tensor) -> Tensor:
+    """``W x + b``."""
+    return F.linear(x, *projection(attn, part))

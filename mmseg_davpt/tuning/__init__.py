@@ -1,23 +1,34 @@
-"""Which tensors are trained, and how they enter the trunk."""
+"""Tuning methods: what is trained in the trunk, one file per method."""
 
-from .adaptformer import AdaptFormer
-from .attention import BlockActivations, PromptedAttention, ShallowPrompts
-from .lora import build_lora, lora_deltas
-from .policy import TuningPolicy, freeze_except, norm_parameters, resolve_policy, train_tuned_parts, tuned_names
-from .prompts import Prompts
+from importlib import import_module
+from pkgutil import iter_modules
+
+from .attention import BlockActivations, GatedPrompts, JoinedPrompts, TunedAttention
+from .base import TUNING_METHODS, Preset, TuningMethod
+from .block import TOKEN_GRID, TunedBlock, tune_attention, tune_block
+from .policy import TuningPlan, build_methods, presets, resolve_tuning, train_tuned_modules
+from .prompts import DeepPrompts, ShallowPrompts
+
+for _module in iter_modules(__path__):  # every file of this folder registers its method
+    import_module(f'{__name__}.{_module.name}')
 
 __all__ = [
-    'AdaptFormer',
+    'TOKEN_GRID',
+    'TUNING_METHODS',
     'BlockActivations',
-    'PromptedAttention',
-    'Prompts',
+    'DeepPrompts',
+    'GatedPrompts',
+    'JoinedPrompts',
+    'Preset',
     'ShallowPrompts',
-    'TuningPolicy',
-    'build_lora',
-    'freeze_except',
-    'lora_deltas',
-    'norm_parameters',
-    'resolve_policy',
-    'train_tuned_parts',
-    'tuned_names',
+    'TunedAttention',
+    'TunedBlock',
+    'TuningMethod',
+    'TuningPlan',
+    'build_methods',
+    'presets',
+    'resolve_tuning',
+    'train_tuned_modules',
+    'tune_attention',
+    'tune_block',
 ]

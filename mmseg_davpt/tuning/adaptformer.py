@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import TUNING_METHODS, Preset, TuningMethod
+from .block import tune_block
 
-class AdaptFormer(nn.Module):
-    """A bottleneck beside the MLP of one pre-norm block: ``x + MLP(LN2(x)) + scale * Up(ReLU(Down(LN2(x))))``.
 
-    AdaptFormer, equations 2 and 3. ``Up`` is zero at first. The branch joins the residual stream behind LayerScale,
-    where there is one.
+@TUNING_METHODS.register_module(name='adaptformer')
+class AdaptFormer(TuningMethod):
+    """A bottleneck beside the MLP of each block: ``x + MLP(LN2(x)) + scale * Up(ReLU(Down(LN2(x))))``.
+
+    AdaptFormer, equations 2 and 3. ``Up`` is zero at the start.
 
     Args:
-        block: A block of the trunk, which is hooked.
-        width: Width ``D`` of the trunk.
+        trunk: The trunk.
+        depth: Number of blocks up to the last output.
         dim: Width of the bottleneck; AdaptFormer's is 64.
         scale: Scale of the branch; AdaptFormer's is 0.1.
 
@@ -22,23 +25,28 @@ class AdaptFormer(nn.Module):
         ValueError: A width below 1.
     """
 
-    def __init__(self, block: nn.Module, width: int, dim: int = 64, scale: float = 0.1) -> None:
-        super().__init__()
+    presets = {'adaptformer': Preset(dict(adaptformer={}))}
+
+    def __init__(self, trunk: nn.Module, depth: int, dim: int = 64, scale: float = 0.1) -> None:
+        super().__init__(trunk, depth)
         if dim < 1:
-            raise ValueError(f'tuning.adapter: dim={dim}: expected a width >= 1')
-        self.down, self.up, self.scale = nn.Linear(width, dim), nn.Linear(dim, width), scale
-        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
-        for parameter in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(parameter)
-        self._branch: Tensor | None = None
-        block.norm2.register_forward_hook(self.run)
-        block.register_forward_hook(self.join)
+            raise ValueError(f'{type(self).__name__}: dim={dim}: expected a width >= 1')
+        self.scale = scale
+        self.branches = nn.ModuleDict()
+        for index in range(depth):
+            self.branches[str(index)] = branch = nn.ModuleDict(
+                dict(down=nn.Linear(self.width, dim), up=nn.Linear(dim, self.width))
+            )
+            nn.init.kaiming_uniform_(branch['down'].weight, a=5**0.5)
+            for parameter in (branch['down'].bias, branch['up'].weight, branch['up'].bias):
+                nn.init.zeros_(parameter)
 
-    def run(self, _: nn.Module, __: tuple, normed: Tensor) -> None:
-        """Forward hook of the block's second norm: compute the branch from ``(B, T + N, D)``."""
-        self._branch = self.scale * self.up(F.relu(self.down(normed)))
+    def attach(self, trunk: nn.Module) -> None:
+        """Add the branches."""
+        for index in range(self.depth):
+            tune_block(trunk, index).methods.append(self)
 
-    def join(self, _: nn.Module, __: tuple, out: Tensor) -> Tensor:
-        """Forward hook of the block: add the branch."""
-        branch, self._branch = self._branch, None
-        return out + branch
+    def mlp_branch(self, block: int, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """``scale * Up(ReLU(Down(x)))``, ``(B, T + N, D)``."""
+        branch = self.branches[str(block)]
+        return self.scale * branch['up'](F.relu(branch['down'](x)))

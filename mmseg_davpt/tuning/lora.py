@@ -3,69 +3,114 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from ..trunks import QKV, projection
+from ..trunks import QKV, projection, weight_home
+from .base import TUNING_METHODS, Preset, TuningMethod
+from .block import tune_attention
 
 TARGETS = (*QKV, 'proj')
 
 
 class Projection(nn.Linear):
-    """One projection of an attention module as the linear layer that peft adapts.
+    """One projection of attention as the linear layer that peft adapts.
 
-    It reads the trunk's weight and owns none: the trunk keeps timm's names, fused or not.
+    It has no parameters: its weight and bias are views of the trunk's, which keep timm's names, fused or not. Its
+    output is computed by the attention and passed in.
     """
 
-    def __init__(self, attn: nn.Module, part: str) -> None:
+    def __init__(self, attn: nn.Module, target: str) -> None:
         nn.Module.__init__(self)
-        self.__dict__['attn'] = attn  # no submodule: its parameters are the trunk's
-        self.part = part
+        self._attn, self.target = [attn], target  # a list: the attention is no child
         self.out_features, self.in_features = self.weight.shape
 
     @property
     def weight(self) -> Tensor:
         """``(D, D)``."""
-        return projection(self.attn, self.part)[0]
+        return projection(self._attn[0], self.target)[0]
 
     @property
     def bias(self) -> Tensor | None:
         """``(D,)``."""
-        return projection(self.attn, self.part)[1]
+        return projection(self._attn[0], self.target)[1]
+
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return ``out``, the projection of ``x``."""
+        return out
 
 
-def build_lora(
-    attn: nn.Module, targets: Sequence[str] = ('q', 'v'), rank: int = 8, alpha: float | None = None
-) -> nn.ModuleDict:
-    """Low-rank updates of an attention's projections: ``W x + b + alpha / rank * B A x``, with ``B = 0`` at first.
+@TUNING_METHODS.register_module(name='lora')
+class LoRA(TuningMethod):
+    """Low-rank updates of projections: ``W x + b + alpha / rank * B A x``, with ``B = 0`` at the start.
 
     Args:
-        attn: An attention module of a trunk.
-        targets: Of ``'q'``, ``'k'``, ``'v'``, ``'proj'``; LoRA's own choice is query and value.
+        trunk: The trunk.
+        depth: Number of blocks up to the last output.
+        targets: Of ``'q'``, ``'k'``, ``'v'``, ``'proj'``; LoRA's choice is query and value.
         rank: Rank of the updates.
         alpha: Their scale is ``alpha / rank``; ``rank`` by default.
-
-    Returns:
-        Target -> peft's layer, which takes the place of the projection.
 
     Raises:
         ImportError: peft is not installed.
         ValueError: An unknown target, or a rank below 1.
     """
-    if rank < 1 or not targets or not set(targets) <= set(TARGETS):
-        raise ValueError(f'tuning.lora: targets={tuple(targets)}, rank={rank}: expected some of {TARGETS}, a rank >= 1')
-    try:
-        from peft import LoraConfig, inject_adapter_in_model  # optional, and slow to import
-    except ImportError as error:
-        raise ImportError("tuning.lora needs peft: pip install 'mmseg-davpt[lora]', or peft") from error
-    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules='|'.join(targets))
-    # peft asks the model for a parameter to learn its device, and the projections own none.
-    layers = nn.ModuleDict({'owner': attn, **{part: Projection(attn, part) for part in targets}})
-    layers = inject_adapter_in_model(config, layers)
-    del layers['owner']
-    return layers
 
+    presets = {
+        'lora': Preset(dict(lora={})),
+        'lora_all': Preset(dict(lora=dict(targets=TARGETS))),
+    }
+    peft_options: ClassVar[Mapping[str, Any]] = {}
 
-def lora_deltas(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """Target -> what merging adds to its weight, ``(D, D)``."""
-    return {part: layer.get_delta_weight('default') for part, layer in layers.items()}
+    def __init__(
+        self,
+        trunk: nn.Module,
+        depth: int,
+        targets: Sequence[str] = ('q', 'v'),
+        rank: int = 8,
+        alpha: float | None = None,
+    ) -> None:
+        super().__init__(trunk, depth)
+        name = type(self).__name__
+        if rank < 1 or not targets or not set(targets) <= set(TARGETS):
+            raise ValueError(f'{name}: targets={tuple(targets)}, rank={rank}: expected some of {TARGETS}, a rank >= 1')
+        try:
+            from peft import LoraConfig, inject_adapter_in_model  # optional, and slow to import
+        except ImportError as error:
+            raise ImportError(f"{name} needs peft: pip install 'mmseg-davpt[lora]', or peft") from error
+        config = LoraConfig(
+            r=rank, lora_alpha=rank if alpha is None else alpha, target_modules='|'.join(targets), **self.peft_options
+        )
+        self.layers = nn.ModuleDict()
+        for index, block in enumerate(trunk.blocks[:depth]):
+            # peft looks for a parameter to learn its device, and the projections have none.
+            layers = nn.ModuleDict({'device': block.attn, **{t: Projection(block.attn, t) for t in targets}})
+            layers = inject_adapter_in_model(config, layers)
+            del layers['device']
+            self.layers[str(index)] = layers
+
+    def attach(self, trunk: nn.Module) -> None:
+        """Change the outputs of the target projections."""
+        for index in range(self.depth):
+            attention = tune_attention(trunk, index)
+            attention.methods.append(self)
+            for layer in self.layers[str(index)].values():
+                layer.get_base_layer()._attn = [attention]
+
+    def project(self, block: int, target: str, x: Tensor, out: Tensor) -> Tensor:
+        """``out + alpha / rank * B A x`` for the targets."""
+        layers = self.layers[str(block)]
+        return layers[target](x, out=out) if target in layers else out
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        """``W + alpha / rank * B A``."""
+        for index, layers in self.layers.items():
+            for target, layer in layers.items():
+                name, rows = weight_home(layer.get_base_layer()._attn[0], target)
+                weight = state[f'blocks.{index}.attn.{name}']
+                weight[rows] = self.merged_weight(layer, weight[rows])
+
+    def merged_weight(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """The weight ``(D, D)`` of one projection with the update of its layer."""
+        return weight + layer.get_delta_weight('default')

@@ -1,92 +1,269 @@
-"""The learnable prompts: one ``(M, D)`` parameter for each prompted block (VPT, ECCV 2022, section 3.2)."""
+"""Learnable prompts: VPT (Jia et al., ECCV 2022), DA-VPT (Ren et al., CVPR 2025), gated prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..trunks import resolve_blocks
+from .attention import GatedPrompts, JoinedPrompts
+from .base import TUNING_METHODS, Preset, TuningMethod
+from .block import TunedBlock, tune_attention, tune_block
 
-KINDS = ('deep', 'shallow')
 INITS = ('xavier', 'prototype')
 
 
-class Prompts(nn.Module):
-    """Prompts ``P^l`` of the prompted blocks.
+@TUNING_METHODS.register_module(name='prompts')
+class DeepPrompts(TuningMethod):
+    """Prompts ``P^l``, shape ``(M, D)``, of each prompted block (VPT-Deep; VPT, section 3.2).
+
+    They join the block's attention as keys and values: :class:`~mmseg_davpt.tuning.attention.JoinedPrompts`, or
+    :class:`~mmseg_davpt.tuning.attention.GatedPrompts` with ``gate=True``.
+
+    In eval mode without gradients the keys and values are constants. They are computed once and dropped by ``train()``
+    and ``eval()``, on loading, and on a change of device or type. A block whose parameters are replaced or changed in
+    place in between is computed anew.
 
     Args:
-        embed_dims: Width ``D`` of the trunk.
-        depth: Number of blocks of the trunk.
-        patch_size: Patch size in pixels, for the range of the initialisation.
-        num: Prompts a block: one number for all, or one for each prompted block.
+        trunk: The trunk.
+        depth: Number of blocks up to the last output.
+        num: Prompts per block: one number, or one for each prompted block.
         blocks: ``'all'`` or block indices, negative ones counted from the end.
-        init: ``'xavier'`` (the default), or ``'prototype'``: :class:`PromptAssignmentHook` writes the centroids of the
-            assigned clusters into the prompts before training. The paper measured that initialising with means of
-            the data hurts its guidance.
-        dropout: Probability that an element of a prompt is zeroed while training; the same for every image.
-        kind: ``'deep'``: each prompted block has its own prompts, which end with it. ``'shallow'``: one set, joined
-            to the tokens before the first block and carried through.
-        gate: Patches attend to the prompts apart from each other, and a block's prompts speak as loudly as its learned
-            gate says, which is zero at first: the trunk starts as it was. Ours, not VPT's, after the zero-initialised
-            attention of LLaMA-Adapter (Zhang et al., ICLR 2024, section 3.2). Deep prompts only.
+        init: ``'xavier'`` (the default), or ``'prototype'``: ``PromptAssignmentHook`` writes the centroids of the
+            assigned clusters into the prompts before training. The paper measured that initialising with means of the
+            data hurts its guidance.
+        dropout: Probability that an element of a prompt is zeroed in training; the same for every image.
+        gate: Gated prompts, whose gate is zero at the start.
+
+    Attributes:
+        tokens: Block index, as a string -> prompts ``(M, D)``.
+        gates: Block index, as a string -> gate ``(1,)``; empty without ``gate``.
+        initialised: Buffer, saved with the model: ``False`` while prompts wait for their prototypes.
 
     Raises:
         ValueError: An option out of range; the message names it.
     """
 
+    presets = {
+        'vpt_deep': Preset(dict(prompts={})),
+        'davpt': Preset(dict(prompts={}), guided=True),
+        'davpt_gated': Preset(dict(prompts=dict(gate=True, init='prototype')), guided=True),
+    }
+    initialised: Tensor
+
     def __init__(
         self,
-        embed_dims: int,
+        trunk: nn.Module,
         depth: int,
-        patch_size: tuple[int, int],
         num: int | Sequence[int] = 20,
         blocks: str | Sequence[int] = 'all',
         init: str = 'xavier',
         dropout: float = 0.0,
-        kind: str = 'deep',
         gate: bool = False,
     ) -> None:
-        super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f'prompts.kind={kind!r}: expected one of {KINDS}')
+        super().__init__(trunk, depth)
         if init not in INITS:
             raise ValueError(f'prompts.init={init!r}: expected one of {INITS}')
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f'prompts.dropout={dropout}: expected a probability in [0, 1)')
-        if kind == 'shallow':
-            if blocks != 'all':
-                raise ValueError(f"prompts.blocks={blocks!r}: shallow prompts enter at block 0 only, leave it 'all'")
-            if init == 'prototype' or gate:
-                raise ValueError(f"prompts.init={init!r}, gate={gate}: prototypes and gates need prompts.kind='deep'")
-            blocks = (0,)
         self.blocks = resolve_blocks(blocks, depth, 'prompts.blocks')
         counts = [num] * len(self.blocks) if isinstance(num, int) else list(num)
         if len(counts) != len(self.blocks) or min(counts) < 1:
             raise ValueError(
                 f'prompts.num={num!r}: expected a number >= 1, or one for each of {len(self.blocks)} prompted blocks'
             )
-        self.kind, self.init, self.dropout, self.gated = kind, init, dropout, gate
-        self.enabled = True  # off: blocks run as if they had no prompts of their own
-        self.awaits_prototypes = init == 'prototype'
-        self.tokens = nn.ParameterDict(
-            {str(block): nn.Parameter(torch.empty(count, embed_dims)) for block, count in zip(self.blocks, counts)}
-        )
-        self.gates = nn.ParameterDict({block: nn.Parameter(torch.zeros(1)) for block in self.tokens if gate})
-        self.reset_parameters(patch_size)
+        self.init, self.dropout, self.gated = init, dropout, gate
+        self.tokens, self.gates = nn.ParameterDict(), nn.ParameterDict()
+        for block, count in zip(self.blocks, counts):
+            self.tokens[str(block)] = nn.Parameter(torch.empty(count, self.width))
+            if gate:
+                self.gates[str(block)] = nn.Parameter(torch.zeros(1))
+        self.register_buffer('initialised', torch.tensor(init != 'prototype'))
+        self._ready = init != 'prototype'  # the buffer as a Python value: reading it waits for the device
+        self._cache: dict[tuple[int, torch.dtype | None], _Constants] = {}
+        # Drawn in the order of the names: seeds keep their meaning for the stored results of the benchmarks.
+        init_prompts([self.tokens[name] for name in sorted(self.tokens)], trunk.patch_embed.patch_size)
 
-    def reset_parameters(self, patch_size: tuple[int, int]) -> None:
-        """Xavier-uniform over the patch embedding's fan, as VPT does, divided by 8 as the official DA-VPT code does."""
-        for tokens in self.tokens.values():
-            bound = (6.0 / (3 * patch_size[0] * patch_size[1] + tokens.shape[1])) ** 0.5 / 8.0
-            nn.init.uniform_(tokens, -bound, bound)
-
-    def counts(self, depth: int) -> list[int]:
-        """Number of prompts of each of the ``depth`` blocks; 0 where a block has none."""
-        return [len(self.tokens[str(block)]) if str(block) in self.tokens else 0 for block in range(depth)]
+    def attach(self, trunk: nn.Module) -> None:
+        """Join the attention of the prompted blocks."""
+        for index in self.blocks:
+            tune_block(trunk, index).methods.append(self)
+            tune_attention(trunk, index)
 
     def forward(self, block: int) -> Tensor:
-        """The prompts of a block, shape ``(M, D)``, after dropout."""
+        """The prompts of a block, ``(M, D)``, after dropout."""
         return F.dropout(self.tokens[str(block)], self.dropout, self.training)
+
+    def join(self, block: TunedBlock) -> JoinedPrompts:
+        """``LN1(P)`` and the keys and values made from it by the block's projections."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._project(block)
+        device = self.tokens[str(block.index)].device.type
+        key = block.index, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        constants = self._cache.get(key)  # one read: another thread may replace the entry
+        if constants is None or not constants.valid():
+            modules = [block.norm1, block.attn, *block.attn.methods, self]
+            self._cache[key] = constants = _Constants(self._project(block), modules)
+        return constants.joined
+
+    def _project(self, block: TunedBlock) -> JoinedPrompts:
+        tokens = block.norm1(self(block.index))
+        keys, values = block.attn.prompt_keys_and_values(tokens)
+        if not self.gated:
+            return JoinedPrompts(tokens, keys, values)
+        return GatedPrompts(tokens, keys, values * self.gates[str(block.index)])
+
+    def mark_initialised(self) -> None:
+        """Note that the prompts hold their prototypes."""
+        self.initialised.fill_(True)
+        self._ready = True
+
+    def require_initialised(self) -> None:
+        """Refuse prompts that wait for their prototypes.
+
+        Raises:
+            RuntimeError: ``init='prototype'``, and no prototypes were written or loaded.
+        """
+        if not self._ready:
+            raise RuntimeError(
+                "prompts.init='prototype', but no prototypes were written: it needs a PromptedEncoderDecoder with "
+                "guidance and dict(type='PromptAssignmentHook') in custom_hooks"
+            )
+
+    def counts(self) -> list[int]:
+        """Number of prompts of each of the ``depth`` blocks; 0 where a block has none."""
+        return [len(self.tokens[str(block)]) if str(block) in self.tokens else 0 for block in range(self.depth)]
+
+    def train(self, mode: bool = True) -> DeepPrompts:
+        """As ``nn.Module.train``; drops the constants of eval mode."""
+        self._cache.clear()
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DeepPrompts:
+        self._cache.clear()
+        super()._apply(fn, recurse)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._cache.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+        if not self.initialised.is_meta:
+            self._ready = bool(self.initialised)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_cache': {}}  # copies and pickles compute their own
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        """Refused: prompts are keys and values, not weights."""
+        raise ValueError('prompts cannot be merged into the trunk: they are additional keys and values, not weights')
+
+
+class _Constants:
+    """Prompts of one block in eval mode, and the parameters that they were computed from.
+
+    Args:
+        joined: The prompts.
+        modules: Modules that hold these parameters.
+    """
+
+    def __init__(self, joined: JoinedPrompts, modules: Sequence[nn.Module]) -> None:
+        self.joined = joined
+        self._sources = [
+            (slots, name, parameter, _version(parameter))
+            for root in modules
+            for module in root.modules()
+            for slots in (module._parameters,)
+            for name, parameter in slots.items()
+            if parameter is not None
+        ]
+
+    def valid(self) -> bool:
+        """Whether each parameter is the same object (``torch.func.functional_call`` swaps them) and unchanged."""
+        return all(
+            slots.get(name) is parameter and _version(parameter) == version
+            for slots, name, parameter, version in self._sources
+        )
+
+
+def _version(parameter: Tensor) -> int:
+    """How often a tensor was written to in place; inference tensors do not count."""
+    return 0 if parameter.is_inference() else parameter._version
+
+
+@TUNING_METHODS.register_module(name='shallow_prompts')
+class ShallowPrompts(TuningMethod):
+    """VPT-Shallow: prompts join the tokens before the first block, and later blocks carry them along.
+
+    They stand between prefix and patches, ``[prefix, P, patches]``.
+
+    Args:
+        trunk: The trunk.
+        depth: Number of blocks up to the last output.
+        num: Number of prompts.
+        dropout: Probability that an element of a prompt is zeroed in training.
+
+    Raises:
+        ValueError: An option out of range, or attention with a table of relative positions (BEiT), which has none for
+            prompts.
+    """
+
+    presets = {'vpt_shallow': Preset(dict(shallow_prompts={}))}
+
+    def __init__(self, trunk: nn.Module, depth: int, num: int = 20, dropout: float = 0.0) -> None:
+        super().__init__(trunk, depth)
+        if not isinstance(num, int) or num < 1:
+            raise ValueError(f'prompts.num={num!r}: shallow prompts enter before block 0 only, expected a number >= 1')
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f'prompts.dropout={dropout}: expected a probability in [0, 1)')
+        if any(hasattr(block.attn, 'relative_position_bias_table') for block in trunk.blocks):
+            raise ValueError('tuning: shallow prompts have no place in a table of relative positions: use vpt_deep')
+        self.dropout, self.prefix_length = dropout, trunk.num_prefix_tokens
+        self.tokens = nn.ParameterDict({'0': nn.Parameter(torch.empty(num, self.width))})
+        self._trunk = [trunk]  # a list: the trunk is no child of the method
+        init_prompts(self.tokens.values(), trunk.patch_embed.patch_size)
+
+    def attach(self, trunk: nn.Module) -> None:
+        """Enter before the first block; rotary attention leaves the prompts in front of the patches unrotated."""
+        tune_block(trunk, 0).register_forward_pre_hook(self._insert)
+        self._shift_rotation(len(self.tokens['0']))
+
+    def _shift_rotation(self, number: int) -> None:
+        for block in self._trunk[0].blocks:
+            if hasattr(block.attn, 'num_prefix_tokens'):
+                block.attn.num_prefix_tokens += number
+
+    def _insert(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Forward pre-hook of the first block: ``(B, T + N, D)`` tokens become ``(B, T + M + N, D)``."""
+        if not self.active:
+            return None
+        x, prefix = args[0], self.prefix_length
+        prompts = F.dropout(self.tokens['0'], self.dropout, self.training).to(x.dtype).expand(len(x), -1, -1)
+        return (torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), *args[1:])
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """As for every method; rotary codes then begin right behind the prefix."""
+        self._shift_rotation(-len(self.tokens['0']))
+        try:
+            with super().disabled():
+                yield
+        finally:
+            self._shift_rotation(len(self.tokens['0']))
+
+    def merge(self, state: dict[str, Tensor]) -> None:
+        """Refused: prompts are tokens, not weights."""
+        raise ValueError('shallow_prompts cannot be merged into the trunk: they are additional tokens, not weights')
+
+
+@torch.no_grad()
+def init_prompts(tokens: Collection[Tensor], patch_size: tuple[int, int]) -> None:
+    """Xavier-uniform over the fan of the patch embedding, as in VPT, divided by 8 as in the official DA-VPT code."""
+    for prompts in tokens:
+        bound = (6.0 / (3 * patch_size[0] * patch_size[1] + prompts.shape[1])) ** 0.5 / 8.0
+        nn.init.uniform_(prompts, -bound, bound)

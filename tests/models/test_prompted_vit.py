@@ -85,9 +85,11 @@ def test_position_table_is_resampled_in_float32(vit):
         (dict(prompts=dict(blocks=(5, -1))), 'twice'),
         (dict(prompts=dict(init='zeros')), 'prompts.init'),
         (dict(prompts=dict(dropout=1.0)), 'prompts.dropout'),
-        (dict(prompts=dict(kind='middle')), 'prompts.kind'),
-        (dict(prompts=dict(kind='shallow'), tuning='vpt_deep'), 'contradict'),
-        (dict(prompts=dict(blocks=(1,)), tuning='vpt_shallow'), 'block 0'),
+        (dict(prompts=dict(kind='middle')), "unknown option 'kind'"),
+        (dict(prompts=dict(blocks=(1,)), tuning='vpt_shallow'), "unknown option 'blocks'"),
+        (dict(prompts=dict(num=[3, 3]), tuning='vpt_shallow'), 'prompts.num'),
+        (dict(prompts=dict(num=3), tuning='full'), 'set prompts=None'),
+        (dict(tuning={}), "tuning='frozen'"),
         (dict(pretrained='x.pth', init_cfg=dict(type='Pretrained', checkpoint='y.pth')), 'init_cfg'),
         (dict(pretrained=True), 'allow_random'),
         (dict(arch='vit_pe_spatial_tiny_patch16_512', out_indices=(1,)), 'norm_outputs'),
@@ -168,8 +170,7 @@ def test_deepcopy_is_independent(vit):
             tokens.zero_()
         x = torch.randn(1, 3, 32, 32)
         assert not torch.equal(model(x)[-1], twin(x)[-1])
-    assert twin._attentions[0].prompts is twin.prompts
-    assert twin.trunk.blocks[0].attn.forward is twin._attentions[0]
+    assert twin.trunk.blocks[0].methods[0] is twin.prompts
 
 
 def test_bfloat16_autocast_is_close(vit):

@@ -1,10 +1,12 @@
 """Prompts as keys and values against the literal concatenation, in float64."""
 
+import threading
+
 import oracles
 import pytest
 import timm
 import torch
-from conftest import DIMS, spread
+from conftest import DEPTH, DIMS, spread
 
 from mmseg_davpt.models import PromptedViT
 
@@ -62,7 +64,7 @@ def test_gated_prompts_are_attended_to_apart(vit, arch):
     model.eval()
     with torch.no_grad():
         torch.testing.assert_close(model(x)[-1], expected[-1], **TOLERANCE)
-        model.prompts.gates['0'].add_(1)  # the cache notices
+        model.prompts.gates['0'].add_(1)  # a write in eval mode is noticed
         assert not torch.allclose(model(x)[-1], expected[-1])
 
 
@@ -74,7 +76,7 @@ def test_a_gate_starts_shut_and_learns():
     assert torch.equal(model(x)[0], expected)
     (model(x)[0] * torch.randn_like(expected)).sum().backward()
     assert all(gate.grad.abs() > 0 for gate in model.prompts.gates.values())
-    with pytest.raises(ValueError, match=r"gate=True.*need prompts.kind='deep'"):
+    with pytest.raises(ValueError, match=r"shallow_prompts: unknown option 'gate'"):
         PromptedViT('test_vit', False, prompts=dict(gate=True), tuning='vpt_shallow', out_indices=(5,))
 
 
@@ -95,7 +97,7 @@ def test_q_and_k_norms_stay(vit):
 
 
 def test_shallow_equals_literal(vit):
-    model = vit(prompts=dict(num=5, kind='shallow')).double().train()
+    model = vit(prompts=dict(num=5), tuning='vpt_shallow').double().train()
     x = torch.randn(2, 3, 48, 32, dtype=torch.float64)
     fast = model(x)
     literal = oracles.vpt_shallow(plain(model), model.prompts.tokens['0'], x, (1, 3, 5))
@@ -124,7 +126,7 @@ def test_no_prompts_equals_timm(vit, norm_outputs, out_indices):
 def test_without_prompts_equals_timm(vit):
     """The switch that the assignment's warm-up uses, and split biases at their start, change nothing."""
     model = vit(prompts=dict(num=4), tuning='davpt_plus').eval()
-    for bias in model.biases.parameters():
+    for bias in model.tuned['bias'].parameters():
         torch.nn.init.zeros_(bias)
     x = torch.randn(1, 3, 64, 64)
     expected = plain(model).eval().forward_intermediates(x, indices=[1, 3, 5], norm=True, intermediates_only=True)
@@ -137,7 +139,7 @@ def test_without_prompts_equals_timm(vit):
 def test_split_biases_merge_into_qkv(vit):
     """Tuned offsets equal a plain trunk with the merged qkv.bias."""
     model = vit(tuning=dict(bias=('k', 'v'))).double().eval()
-    assert any(bias.abs().max() > 0.1 for bias in model.biases.parameters())
+    assert any(bias.abs().max() > 0.1 for bias in model.tuned['bias'].parameters())
     merged = timm.create_model('test_vit', num_classes=0, dynamic_img_size=True).double().eval()
     merged.load_state_dict(model.merged_trunk())
     before = model.trunk.state_dict()['blocks.0.attn.qkv.bias']
@@ -153,7 +155,7 @@ def test_key_bias_gets_no_gradient(vit):
     model = vit(prompts=dict(num=3), tuning='davpt_plus').double().train()
     loss = sum((m * torch.randn_like(m)).sum() for m in model(torch.randn(2, 3, 64, 64, dtype=torch.float64)))
     loss.backward()
-    for bias in model.biases.values():
+    for bias in model.tuned['bias'].offsets.values():
         assert bias.k.grad.abs().max() < 1e-10
         assert bias.v.grad.abs().max() > 1e-3
 
@@ -176,27 +178,94 @@ def test_tap_hands_out_the_attention_output(vit):
     q, k, _ = trunk.blocks[3].attn.qkv(activations[3].prompts).chunk(3, dim=-1)
     torch.testing.assert_close(activations[3].project(activations[3].prompts, 'query'), q, **TOLERANCE)
     torch.testing.assert_close(activations[3].project(activations[3].prompts, 'key'), k, **TOLERANCE)
-    assert all(attention.activations is None for attention in model._attentions.values())
+    assert all(block.attn.recorder is None for block in model.trunk.blocks)
 
 
-def test_cached_keys_and_values_follow_the_weights(vit):
-    """Eval mode computes them once, and anew after a step, a load, or a change of type."""
-    model = vit(prompts=dict(num=4)).eval()
-    x = torch.randn(1, 3, 64, 64)
+def logits(model, x):
     with torch.no_grad():
-        first = model(x)[-1]
-        cache = model._attentions[0]._cache[1]
-        assert torch.equal(model(x)[-1], first)
-        assert model._attentions[0]._cache[1] is cache
-        model.prompts.tokens['0'].add_(torch.randn(4, DIMS))
-        changed = model(x)[-1]
+        return model(x)[-1]
+
+
+def silent_writes(model):
+    """Writes that do not bump a tensor's version, as fused optimizers and the swap of EMAHook do them."""
+    for parameter in model.tuned.parameters():
+        parameter.data.copy_(parameter.data + torch.randn_like(parameter))
+
+
+@pytest.mark.parametrize('gate', [False, True])
+def test_validation_after_training_uses_the_new_prompts(vit, gate):
+    """Keys and values of eval mode are dropped by train() and eval(), however the prompts were written."""
+    model, x = vit(prompts=dict(num=4, gate=gate)).eval(), torch.randn(1, 3, 64, 64)
+    first = logits(model, x)
+    assert torch.equal(logits(model, x), first)
+    silent_writes(model.train())
+    model.eval()
+    fresh = vit(prompts=dict(num=4, gate=gate)).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(logits(model, x), logits(fresh, x))
+    assert not torch.allclose(logits(model, x), first, atol=1e-4)
+    silent_writes(model)  # EMAHook swaps before eval() is called
+    assert not torch.allclose(logits(model.eval(), x), logits(fresh, x), atol=1e-4)
+
+
+def test_constants_are_computed_once_and_follow_every_change(vit, monkeypatch):
+    model, x = vit(prompts=dict(num=4), tuning=dict(prompts=True, lora=True)).eval(), torch.randn(1, 3, 64, 64)
+    calls = []
+    project = type(model.prompts)._project
+    monkeypatch.setattr(
+        type(model.prompts), '_project', lambda self, block: calls.append(block) or project(self, block)
+    )
+    first = logits(model, x)
+    assert len(calls) == DEPTH
+    assert torch.equal(logits(model, x), first)
+    assert len(calls) == DEPTH
+    with torch.autocast('cpu', torch.bfloat16):  # another type of keys and values
+        low = logits(model, x)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(logits(model, x), low)
+    assert torch.equal(logits(model, x), first)
+    model.tuned['lora'].layers['0']['v'].lora_B['default'].weight.data.normal_()
+    with torch.no_grad():
+        model.prompts.tokens['0'].add_(1)  # bumps the version
+    changed = logits(model, x)
     assert not torch.allclose(changed, first, atol=1e-4)
-    torch.testing.assert_close(changed, model(x)[-1].detach())  # with gradients on: no cache
+    torch.testing.assert_close(changed, model(x)[-1].detach())  # with gradients: nothing is kept
     with torch.no_grad():
-        model.trunk.blocks[0].norm1.weight.mul_(0.5)
-        torch.testing.assert_close(model(x)[-1], oracles.vpt_deep(plain(model).eval(), prompts_of(model), x, (5,))[0])
-        double = model.double()(x.double())[-1]
+        model.tuned['lora'].layers['1']['v'].lora_B['default'].weight.normal_()
+    torch.testing.assert_close(logits(model, x), model(x)[-1].detach())
+    double = logits(model.double(), x.double())
     assert double.dtype == torch.float64
+    torch.testing.assert_close(double, model(x.double())[-1].detach())
+
+
+def test_constants_after_loading_and_under_inference_mode(vit):
+    model, other, x = vit(prompts=dict(num=4)).eval(), vit(prompts=dict(num=4)).eval(), torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        first = model(x)[-1].clone()
+    assert torch.equal(logits(model, x), first)
+    model(x)[-1].sum().backward()  # tensors of inference mode would be refused here
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(logits(model, x), logits(other, x))
+
+
+def test_threads_with_other_types_do_not_disturb(vit):
+    model, x = vit(prompts=dict(num=4)).eval(), torch.randn(1, 3, 32, 32)
+    expected, results = logits(model, x), []
+    stop = threading.Event()
+
+    def half():
+        while not stop.is_set():
+            with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+                model(x)
+
+    thread = threading.Thread(target=half)
+    thread.start()
+    try:
+        results = [logits(model, x) for _ in range(100)]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(torch.equal(result, expected) for result in results)
 
 
 def test_dropout_of_prompts_is_live_only_in_training(vit):

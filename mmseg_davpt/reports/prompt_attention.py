@@ -1,46 +1,42 @@
-"""Whom the prompts speak to: how the attention of patches is spread over prompts, by the patches' class."""
+"""How the attention of patches is spread over prompts, by the patches' class."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 
 import torch
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 from torch import Tensor
 
 from ..models import PromptedEncoderDecoder
+from ..tuning import GatedPrompts, TunedBlock
 
 
-@HOOKS.register_module()
-class AttentionMassHook(Hook):
-    """Measure :func:`attention_mass` on images of the validation loader before and after training.
+@torch.no_grad()
+def attention_to_prompts(block: TunedBlock, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Share of each patch's attention that each prompt gets, mean over the heads.
 
-    The figures stand in the runner's message hub, as ``attention_before`` and ``attention_after``.
+    Gated prompts have a softmax of their own: their shares sum to 1.
 
     Args:
-        num_batches: How many batches are looked at.
+        block: A prompted block.
+        x: Input of its attention, ``(B, T + N, D)``.
+        rope: Rotary codes, as the attention gets them.
+        bias: Relative positions that blocks share, as the attention gets them.
+
+    Returns:
+        ``(B, N, M)`` in [0, 1].
     """
-
-    priority = 'LOW'  # behind PromptAssignmentHook
-
-    def __init__(self, num_batches: int = 20) -> None:
-        self.num_batches = num_batches
-
-    def before_train(self, runner: Runner) -> None:
-        """Measure, unless the run is resumed."""
-        if runner.iter == 0:
-            self._measure(runner, 'attention_before')
-
-    def after_train(self, runner: Runner) -> None:
-        """Measure."""
-        self._measure(runner, 'attention_after')
-
-    def _measure(self, runner: Runner, name: str) -> None:
-        loader = runner.val_loop.dataloader
-        runner.message_hub.update_info(name, attention_mass(runner.model, islice(loader, self.num_batches)))
+    attn = block.attn
+    joined = next(prompts for method in block.methods if (prompts := method.join(block)) is not None)
+    q, k = attn.queries_and_keys(x, rope)
+    keys = joined.keys.to(k.dtype).expand(len(x), -1, -1, -1)
+    q = q[:, :, attn.prefix_length :] * attn.scale
+    if isinstance(joined, GatedPrompts):
+        return (q @ keys.transpose(-1, -2)).softmax(dim=-1).mean(dim=1)
+    scores = q @ torch.cat([keys, k], dim=2).transpose(-1, -2)
+    if (positions := attn.position_bias(bias)) is not None:
+        scores[..., keys.shape[-2] :] += positions[:, :, attn.prefix_length :]
+    return scores.softmax(dim=-1)[..., : keys.shape[-2]].mean(dim=1)
 
 
 @torch.no_grad()
@@ -48,33 +44,33 @@ def attention_mass(model: PromptedEncoderDecoder, batches: Iterable[dict], block
     """Measure a block's attention to its prompts.
 
     Args:
-        model: A segmentor with deep prompts, with or without guidance.
+        model: A segmentor with deep prompts, with or without guidance; not wrapped for distributed training.
         batches: Of a data loader, with labels.
-        block: Which block, as ``guidance.blocks`` counts.
+        block: Which of the prompted blocks.
 
     Returns:
         ``to_prompts``: percent of a patch's attention that goes to prompts (mean over patches).
         ``to_own``: percent of that which goes to the prompt of the patch's own class; only with an assignment.
         ``own_by_chance``: what ``to_own`` would be if prompts did not tell classes apart: the same prompts, the mean
         over all classes, each with the weight of its patches.
-        ``bits``: mutual information of the patch's class and the prompt that it attends to; 0 if all classes attend
+        ``bits``: mutual information of a patch's class and the prompt that it attends to; 0 if all classes attend
         alike.
     """
     backbone = model.backbone
     index = sorted(backbone.prompts.blocks)[block]
-    attention = backbone.trunk.blocks[index].attn.forward
+    tuned_block = backbone.trunk.blocks[index]
     table = torch.zeros(model.num_classes, backbone.prompt_counts[index], dtype=torch.float64)
     patches = torch.zeros(model.num_classes, dtype=torch.float64)
     fractions: Tensor | None = None
 
-    def look(_: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        mass = attention.attention_to_prompts(args[0], kwargs.get('rope'), kwargs.get('shared_rel_pos_bias'))
+    def measure(_: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        mass = attention_to_prompts(tuned_block, args[0], kwargs.get('rope'), kwargs.get('shared_rel_pos_bias'))
         table.add_(torch.einsum('bnc,bnm->cm', fractions.double(), mass.double()).cpu())
         patches.add_(fractions.double().sum(dim=(0, 1)).cpu())
 
     was_training = model.training
     model.eval()
-    handle = backbone.trunk.blocks[index].attn.register_forward_pre_hook(look, with_kwargs=True)
+    handle = tuned_block.attn.register_forward_pre_hook(measure, with_kwargs=True)
     try:
         for batch in batches:
             batch = model.data_preprocessor(batch, training=True)

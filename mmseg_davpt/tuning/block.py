@@ -1,0 +1,99 @@
+"""Blocks that tuning methods act on."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import TunedAttention, adopt
+from .base import TuningMethod
+
+
+class _TokenGrid(threading.local):
+    """Height and width of the patch grid in the running forward pass of this thread; set by ``PromptedViT.forward``.
+
+    Branches with convolutions need it, and timm hands a block nothing but a sequence of tokens.
+    """
+
+    size: tuple[int, int] | None = None
+
+
+TOKEN_GRID = _TokenGrid()
+
+
+class TunedBlock(nn.Module):
+    """A pre-norm block of timm, with the branches of tuning methods.
+
+    ::
+
+        x = x + LS1(attention(LN1(x))) + attention branches(LN1(x))
+        x = x + LS2(MLP(LN2(x)))       + MLP branches(LN2(x))
+
+    It adopts the block's children under timm's names, so that the state dict keeps its keys. Branches join the residual
+    stream behind LayerScale.
+
+    Args:
+        block: A block of timm's ViT, EVA or BEiT.
+        index: Its index in the trunk.
+
+    Attributes:
+        methods: Methods that act on this block. References only: ``PromptedViT.tuned`` holds the modules.
+        with_cp: Recompute the block in the backward pass (non-reentrant checkpointing).
+    """
+
+    def __init__(self, block: nn.Module, index: int) -> None:
+        super().__init__()
+        adopt(self, block)
+        self.index = index
+        self.methods: list[TuningMethod] = []
+        self.with_cp = False
+
+    def forward(self, x: Tensor, **kwargs: Tensor | bool | None) -> Tensor:
+        """Tokens ``(B, T + N, D)`` -> the same shape; ``kwargs`` are what timm hands to the attention."""
+        grid = TOKEN_GRID.size  # read here: the backward pass recomputes a checkpointed block outside of it
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(self._run, x, grid, kwargs, use_reentrant=False)
+        return self._run(x, grid, kwargs)
+
+    def _run(self, x: Tensor, grid: tuple[int, int] | None, kwargs: dict) -> Tensor:
+        methods = [method for method in self.methods if method.active]
+        z = self.norm1(x)
+        joined = next((prompts for method in methods if (prompts := method.join(self)) is not None), None)
+        if joined is not None:
+            kwargs = {**kwargs, 'joined': joined}
+        x = x + self.drop_path1(self._layer_scale(1, self.attn(z, **kwargs)))
+        for method in methods:
+            if (branch := method.attention_branch(self.index, z, grid)) is not None:
+                x = x + branch
+        z = self.norm2(x)
+        x = x + self.drop_path2(self._layer_scale(2, self.mlp(z)))
+        for method in methods:
+            if (branch := method.mlp_branch(self.index, z, grid)) is not None:
+                x = x + branch
+        return x
+
+    def _layer_scale(self, number: int, x: Tensor) -> Tensor:
+        """LayerScale: a module in ViT, a parameter or ``None`` in EVA and BEiT."""
+        module = getattr(self, f'ls{number}', None)
+        if module is not None:
+            return module(x)
+        gamma = getattr(self, f'gamma_{number}')
+        return x if gamma is None else gamma * x
+
+
+def tune_block(trunk: nn.Module, index: int) -> TunedBlock:
+    """The block of that index, replaced by a :class:`TunedBlock` at the first call."""
+    if not isinstance(trunk.blocks[index], TunedBlock):
+        trunk.blocks[index] = TunedBlock(trunk.blocks[index], index)
+    return trunk.blocks[index]
+
+
+def tune_attention(trunk: nn.Module, index: int) -> TunedAttention:
+    """The attention of the block of that index, replaced by a :class:`TunedAttention` at the first call."""
+    block = trunk.blocks[index]
+    if not isinstance(block.attn, TunedAttention):
+        block.attn = TunedAttention(block.attn, index, trunk.num_prefix_tokens)
+    return block.attn
