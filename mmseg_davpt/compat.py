@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pickle
 import sys
 import types
 import warnings
@@ -131,12 +132,48 @@ def _allow_upstream_checkpoints() -> None:
     torch.serialization.add_safe_globals(checkpoint_types())
 
 
+# What HistoryBuffer registers as statistics. Not read from its table, to which a checkpoint adds.
+_STATISTICS = ('current', 'max', 'mean', 'min')
+
+
 def checkpoint_types() -> list[Any]:
-    """Plain types beside the tensors in mmengine's checkpoints: its HistoryBuffer, and numpy arrays."""
+    """Return what mmengine's checkpoints hold beside tensors: its HistoryBuffer, and NumPy arrays.
+
+    Returns:
+        Entries for :func:`torch.serialization.add_safe_globals`: types, functions, or tuples (function, its name in a
+        file).
+    """
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]  # their home moved in numpy 2
+    # Their module changed with NumPy 2.
+    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'u4', 'u1', 'b1')]
-    # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, NAME); only allowed names can be called with it.
-    return [HistoryBuffer, getattr, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+    bounded = (bounded_getattr, 'builtins.getattr')
+    return [HistoryBuffer, bounded, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+
+
+def bounded_getattr(owner: object, name: object) -> Any:
+    """Take the place of ``getattr`` while torch reads a checkpoint.
+
+    HistoryBuffer pickles its statistics as ``getattr(HistoryBuffer, NAME)``. With ``getattr`` itself a file reaches
+    ``eval``, through ``getattr.__self__`` or the ``__globals__`` of any function.
+
+    Args:
+        owner: ``HistoryBuffer``.
+        name: The name of one of its statistics: ``'current'``, ``'max'``, ``'mean'`` or ``'min'``.
+
+    Returns:
+        The statistic, a function.
+
+    Raises:
+        pickle.UnpicklingError: Any other arguments.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is HistoryBuffer and isinstance(name, str) and name in _STATISTICS:
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(
+        f'Unsupported global: GLOBAL builtins.getattr of {name!r}: only statistics of mmengine.logging.HistoryBuffer are '
+        f'allowed ({", ".join(_STATISTICS)})'
+    )

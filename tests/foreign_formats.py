@@ -315,3 +315,38 @@ def skipped_in(line):
 def assert_same(trunk, expected, but=()):
     for name, value in trunk.state_dict().items():
         assert name in but or torch.equal(value, expected[name]), name
+
+
+# --- hostile files
+
+
+class Call:
+    """Pickled as a call of ``function`` on ``args``, which a careless reader makes."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+def _call_through_torch(function, result_type, *args):
+    """``torch._tensor._rebuild_from_type_v2`` is always allowed and calls whatever it is given."""
+    return Call(torch._tensor._rebuild_from_type_v2, function, result_type, args, None)
+
+
+def hostile_objects(marker):
+    """Attack -> object whose loading makes the folder ``marker`` if ``getattr`` is allowed without bounds."""
+    code = f'__import__("os").mkdir({str(marker)!r})'
+    builtins = Call(getattr, getattr, '__self__')
+    module_globals = Call(getattr, torch._utils._rebuild_tensor_v2, '__globals__')
+    builtins_dict = _call_through_torch(
+        Call(getattr, module_globals, 'get'), Call(getattr, {}, '__class__'), '__builtins__'
+    )
+    eval_from_dict = _call_through_torch(
+        Call(getattr, builtins_dict, 'get'), Call(getattr, getattr, '__class__'), 'eval'
+    )
+    return {
+        '__self__': _call_through_torch(Call(getattr, builtins, 'eval'), None, code),
+        '__globals__': _call_through_torch(eval_from_dict, None, code),
+    }

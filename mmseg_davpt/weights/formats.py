@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def read_checkpoint(path: Path) -> Any:
             return load_file(path)
         if kind == 'torchscript':
             return _read_torchscript(path)
-        with torch.serialization.safe_globals(_harmless()), path.open('rb') as file:  # of a path, the name decides
+        with _checkpoint_globals(), path.open('rb') as file:  # given a path, torch decides by the name
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
         raise WeightsError(f'Cannot read weights from {path}: {_reason(path, kind, error)}') from error
@@ -75,13 +77,30 @@ def _kind(path: Path) -> str:
     return 'torch'
 
 
-def _harmless() -> list[Any]:
-    """Types beside tensors that a checkpoint may hold: argparse's options, and what mmengine logs.
+_lock = threading.Lock()
 
-    Only those that are not allowed yet: torch would forbid them all when the context ends.
+
+@contextmanager
+def _checkpoint_globals() -> Iterator[None]:
+    """Allow argparse's options and what mmengine logs, beside tensors, for one ``torch.load``.
+
+    torch keeps one list for the whole process. It is restored afterwards. An entry of other code that stands for
+    ``getattr`` is left out meanwhile: of two entries with one name, torch takes either.
     """
-    allowed = torch.serialization.get_safe_globals()
-    return [kind for kind in (argparse.Namespace, *checkpoint_types()) if kind not in allowed]
+    with _lock:
+        before = torch.serialization.get_safe_globals()
+        kept = [entry for entry in before if entry is not getattr and not _is_named_getattr(entry)]
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals([*kept, argparse.Namespace, *checkpoint_types()])
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
+
+
+def _is_named_getattr(entry: Any) -> bool:
+    return isinstance(entry, tuple) and entry[1] == 'builtins.getattr'
 
 
 def _reason(path: Path, kind: str, error: Exception) -> str:
@@ -92,7 +111,7 @@ def _reason(path: Path, kind: str, error: Exception) -> str:
                 f'it is no safetensors, torch or .npz file, it starts with {start!r}. Was the download cut short, or '
                 'is it a web page or a pointer of Git LFS?'
             )
-    if blocked := re.search(r'GLOBAL (\S+)', str(error)):
+    if blocked := re.search(r"GLOBAL (\S+( of '\w+')?)", str(error)):
         return (
             f'beside tensors it holds objects whose loading would run code ({blocked[1]}). If you trust the file, save '
             "its tensors alone: torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], NEW_FILE)"
