@@ -174,6 +174,6 @@ def bounded_getattr(owner: object, name: object) -> Any:
     if owner is HistoryBuffer and isinstance(name, str) and name in _STATISTICS:
         return getattr(HistoryBuffer, name)
     raise pickle.UnpicklingError(
-        f'Unsupported global: GLOBAL builtins.getattr of {name!r}: only statistics of mmengine.logging.HistoryBuffer are '
+        f'Unsupported global: GLOBAL builtins.getattr of {name!r}: only HistoryBuffer and its statistics are '
         f'allowed ({", ".join(_STATISTICS)})'
     )
