@@ -57,8 +57,8 @@ def weight_home(attn: nn.Module, part: str) -> tuple[str, slice]:
 def bias_home(attn: nn.Module, part: str) -> tuple[str, slice] | None:
     """Return the name of the parameter of ``attn`` that holds a projection's bias, and its rows there.
 
-    ``None`` where there is no bias. EVA-02 and BEiT have no key bias by design, some DINOv3 have no bias of queries, keys
-    and values at all.
+    ``None`` where there is no bias. EVA-02 and BEiT have no key bias by design. Some DINOv3 have no bias of queries,
+    keys and values at all.
     """
     layer, rows = _layer(attn, part)
     if layer.bias is not None:

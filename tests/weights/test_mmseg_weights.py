@@ -77,7 +77,7 @@ def test_stock_checkpoint_is_a_trunk(tmp_path, backbone):
     for part in ('neck', 'decode_head', 'auxiliary_head'):
         assert f'{part} ({sum(name.startswith(part) for name in heads)} tensors)' in line
     without_bias = not backbone.get('patch_bias') and not backbone.get('pre_norm')  # timm has none before a norm
-    assert ('zeros as patch_embed.proj.bias' in line) == without_bias
+    assert ('patch_embed.proj.bias of zeros, as the file has none' in line) == without_bias
     assert ('left random' in line) == (not backbone.get('final_norm'))
     grid = 'x'.join(str(side // 16) for side in size)
     assert "'state_dict' (beside message_hub, meta, optimizer), backbone.*, OpenMMLab names" in line
