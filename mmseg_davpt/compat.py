@@ -1,7 +1,7 @@
-"""Every compatibility shim of the project, each with its reason and its end.
+"""All compatibility shims of the project, each with its reason and the condition for its removal.
 
-:func:`apply` runs when ``mmseg_davpt`` is imported, before anything of ours imports timm (hence
-torchvision), mmseg, or builds a Runner. Each shim looks whether it is needed and otherwise does nothing.
+:func:`apply` runs when ``mmseg_davpt`` is imported, before the package imports timm (hence torchvision) or mmseg, and
+before a Runner is built. A shim that the environment does not need does nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-# Fragments must outlive the operators that they define.
+# The operators that a fragment defines disappear with it.
 _libraries: list[torch.library.Library] = []
 
 
 def installed(distribution: str) -> bool:
-    """Whether a distribution of that name is installed."""
+    """Return whether a distribution of that name is installed."""
     try:
         version(distribution)
     except PackageNotFoundError:
@@ -31,10 +31,10 @@ def installed(distribution: str) -> bool:
 
 
 def apply() -> None:
-    """Apply the shims that this environment needs. Idempotent.
+    """Apply the shims that the environment needs. Idempotent.
 
     Raises:
-        ImportError: OpenMMLab is missing.
+        ImportError: mmengine, mmcv or mmseg is missing.
     """
     _require_openmmlab()
     _repair_torchvision()
@@ -44,7 +44,7 @@ def apply() -> None:
 
 
 def _require_openmmlab() -> None:
-    """Say what to install: no requirement of the package can, as two distributions serve each of these names."""
+    """Check OpenMMLab here: the package cannot require it, as two distributions provide each of these names."""
     missing = [name for name in ('mmengine', 'mmcv', 'mmseg') if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
@@ -62,15 +62,16 @@ def _require_openmmlab() -> None:
 def _repair_torchvision() -> None:
     """Let torchvision import where its compiled operators cannot load.
 
-    Reason: PyPI's torchvision wheel is linked against CUDA; beside a CPU build of torch the import dies with
-    ``operator torchvision::nms does not exist``, and timm with it. None of those operators is used here.
-    End: when PyPI serves a CPU build of torchvision, or torchvision tolerates missing operators.
+    Reason: PyPI's torchvision wheel is linked against CUDA; beside a CPU build of torch the import fails with
+    ``operator torchvision::nms does not exist``, and so does the import of timm. The project uses none of these
+    operators.
+    End: when PyPI has a CPU build of torchvision, or torchvision tolerates missing operators.
     """
     try:
         importlib.import_module('torchvision')
         return
     except ModuleNotFoundError:
-        return  # timm will say so, better than we could
+        return  # timm's error message is clearer
     except RuntimeError as error:
         if 'torchvision::' not in str(error):
             raise
@@ -87,7 +88,7 @@ def _name_mmseg_fork() -> None:
     """Make ``_base_ = 'mmseg::...'`` find the configs of the maintained fork.
 
     Reason: mmengine looks for a distribution called ``mmsegmentation``; the fork is ``onedl-mmsegmentation``.
-    End: when the fork's mmengine knows its own name.
+    End: when the fork's mmengine looks for the fork's name.
     """
     if installed('onedl-mmsegmentation') and not installed('mmsegmentation'):
         from mmengine.config import utils
@@ -98,9 +99,9 @@ def _name_mmseg_fork() -> None:
 def _stub_mmcv_ops() -> None:
     """Let upstream mmseg import beside mmcv-lite, which has no compiled operators.
 
-    Reason: mmseg 1.2.2 imports ``mmcv.ops`` unguarded in a few heads and losses; ``mmcv._ext`` is missing in
-    mmcv-lite. The stub's operators fail when called, not when imported. mmengine looks for a ``__spec__``.
-    End: with mmseg > 1.2.2, whose fork guards these imports.
+    Reason: mmseg 1.2.2 imports ``mmcv.ops`` in a few heads and losses without a guard; ``mmcv._ext`` is missing in
+    mmcv-lite. The stub's operators fail when called, not when imported. mmengine reads ``__spec__``.
+    End: with mmseg > 1.2.2; the fork guards these imports.
     """
     if not installed('mmcv-lite') or importlib.util.find_spec('mmcv._ext') is not None:
         return
@@ -123,9 +124,9 @@ def _stub_mmcv_ops() -> None:
 def _allow_upstream_checkpoints() -> None:
     """Let upstream mmengine resume its own checkpoints under torch >= 2.6.
 
-    Reason: torch.load then defaults to ``weights_only=True``, and mmengine 0.10.7 keeps HistoryBuffer objects
-    and numpy arrays in its checkpoints. Only these types are allowed, nothing is switched off.
-    End: with mmengine >= 0.11, whose fork handles it.
+    Reason: torch.load then defaults to ``weights_only=True``, and mmengine 0.10.7 keeps HistoryBuffer objects and NumPy
+    arrays in its checkpoints. These types are allowed for the whole process; the check itself stays on.
+    End: when upstream mmengine allows them itself, as the fork does.
     """
     if not installed('mmengine') or not hasattr(torch.serialization, 'add_safe_globals'):
         return

@@ -1,4 +1,4 @@
-"""Shims act where they are needed, and only there."""
+"""Shims act where the environment needs them, and only there."""
 
 import importlib.util
 import pickle
@@ -15,18 +15,18 @@ from mmseg_davpt import compat
 
 
 def python(code):
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process.stdout
 
 
-def test_timm_and_mmseg_import_after_us():
-    """On a CPU build of torch, `import timm` alone dies of torchvision."""
+def test_timm_and_mmseg_import_after_mmseg_davpt():
+    """On a CPU build of torch, `import timm` alone fails in torchvision."""
     python('import mmseg_davpt, timm, torchvision, mmseg.models, mmengine.runner')
 
 
-def test_half_imported_torchvision_is_mended():
-    """Something imported torchvision before us, and swallowed its error."""
+def test_half_imported_torchvision_is_repaired():
+    """Other code imported torchvision before, and caught its error."""
     python('try:\n import torchvision\nexcept RuntimeError: pass\nimport mmseg_davpt, timm')
 
 
@@ -46,7 +46,7 @@ def test_applying_twice_is_harmless():
 
 def test_nothing_is_defined_where_torchvision_works(monkeypatch):
     monkeypatch.setattr(torch.library, 'Library', lambda *_: pytest.fail('not needed'))
-    compat._repair_torchvision()  # it was mended, or whole, at import
+    compat._repair_torchvision()  # it was repaired, or needed no repair, at import
 
 
 def test_missing_openmmlab_says_what_to_install(monkeypatch):

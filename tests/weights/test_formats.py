@@ -1,4 +1,4 @@
-"""Files are told apart by content; none of them runs code; damaged ones say what is wrong."""
+"""The content of a file decides on its format; no file runs code; errors name the damage."""
 
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ def source():
 
 
 class Touch:
-    """Unpickled by a careless reader, makes a file."""
+    """Makes a folder when an unsafe reader unpickles it."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -66,11 +66,11 @@ class TestFiles:
 
     @pytest.mark.parametrize('zipped', [True, False])
     def test_no_code_is_run(self, source, tmp_path, zipped):
-        path, made = tmp_path / 'w.pth', tmp_path / 'made'
-        torch.save(dict(model=source, args=Touch(made)), path, _use_new_zipfile_serialization=zipped)
+        path, marker = tmp_path / 'w.pth', tmp_path / 'marker'
+        torch.save(dict(model=source, args=Touch(marker)), path, _use_new_zipfile_serialization=zipped)
         with pytest.raises(WeightsError, match=r'w\.pth: .*would run code \((posix|nt)\.mkdir\).*weights_only=False'):
             load_trunk_weights(build_trunk('test_vit'), 'test_vit', str(path))
-        assert not made.exists()
+        assert not marker.exists()
 
     @pytest.mark.parametrize('attack', ['__self__', '__globals__'])
     @pytest.mark.parametrize(('name', 'zipped'), [('w.pth', True), ('w.pth', False), ('w.safetensors', True)])
@@ -115,21 +115,21 @@ class TestFiles:
         load_trunk_weights(build_trunk('test_vit'), 'test_vit', str(tmp_path / 'iter_3.pth'))
 
     def test_no_code_of_torchscript_is_run(self, tmp_path):
-        """A pickle inside a TorchScript archive that a plain unpickler would run."""
-        path, made, data = tmp_path / 'w.pt', tmp_path / 'made', io.BytesIO()
-        pickle.dump(dict(a=Touch(made)), data)
+        """The archive holds a pickle that a plain unpickler would run."""
+        path, marker, data = tmp_path / 'w.pt', tmp_path / 'marker', io.BytesIO()
+        pickle.dump(dict(a=Touch(marker)), data)
         with zipfile.ZipFile(path, 'w') as archive:
             archive.writestr('x/data.pkl', data.getvalue())
             archive.writestr('x/constants.pkl', b'')
         with pytest.raises(WeightsError, match=r'w\.pt'):
             load_trunk_weights(build_trunk('test_vit'), 'test_vit', str(path))
-        assert not made.exists()
+        assert not marker.exists()
         pickle.loads(data.getvalue())
-        assert made.exists()  # the trap works
+        assert marker.exists()  # the attack works
 
     @pytest.mark.parametrize('allowed', [(), (HistoryBuffer, getattr), tuple(checkpoint_types())])
     def test_allowed_globals_of_the_process_stay_the_same(self, source, tmp_path, allowed):
-        """Upstream's mmengine resumes with types that compat.py allowed; reading weights must not take them away."""
+        """Upstream's mmengine resumes with types that compat.py allowed; reading weights must not remove them."""
         torch.save(dict(source, args=argparse.Namespace(lr=1)), tmp_path / 'w.pth')
         before = torch.serialization.get_safe_globals()
         torch.serialization.add_safe_globals(allowed)
