@@ -122,7 +122,7 @@ def _stub_mmcv_ops() -> None:
 
 
 def _allow_upstream_checkpoints() -> None:
-    """Let upstream mmengine resume its own checkpoints under torch >= 2.6.
+    """Let upstream mmengine resume its checkpoints under torch >= 2.6.
 
     Reason: torch.load then defaults to ``weights_only=True``, and mmengine 0.10.7 keeps HistoryBuffer objects and NumPy
     arrays in its checkpoints. These types are allowed for the whole process; the check itself stays on.

@@ -44,7 +44,7 @@ def x():
 
 
 def timm_projections(attn, x, monkeypatch):
-    """Queries, keys, values and output of timm's own forward, ``(B, N, D)`` each, and the input of the last one."""
+    """Queries, keys, values, output and input of the last projection in timm's forward pass, ``(B, N, D)`` each."""
     inputs = {}
 
     def record_attention(q, k, v, **_):
