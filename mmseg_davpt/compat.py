@@ -1,13 +1,14 @@
-"""Every compatibility shim of the project, each with its reason and its end.
+"""All compatibility shims of the project, each with its reason and the condition for its removal.
 
-:func:`apply` runs when ``mmseg_davpt`` is imported, before anything of ours imports timm (hence
-torchvision), mmseg, or builds a Runner. Each shim looks whether it is needed and otherwise does nothing.
+:func:`apply` runs when ``mmseg_davpt`` is imported, before the package imports timm (hence torchvision) or mmseg, and
+before a Runner is built. A shim that the environment does not need does nothing.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import pickle
 import sys
 import types
 import warnings
@@ -16,12 +17,12 @@ from typing import Any
 
 import torch
 
-# Fragments must outlive the operators that they define.
+# The operators that a fragment defines disappear with it.
 _libraries: list[torch.library.Library] = []
 
 
 def installed(distribution: str) -> bool:
-    """Whether a distribution of that name is installed."""
+    """Return whether a distribution of that name is installed."""
     try:
         version(distribution)
     except PackageNotFoundError:
@@ -30,10 +31,10 @@ def installed(distribution: str) -> bool:
 
 
 def apply() -> None:
-    """Apply the shims that this environment needs. Idempotent.
+    """Apply the shims that the environment needs. Idempotent.
 
     Raises:
-        ImportError: OpenMMLab is missing.
+        ImportError: mmengine, mmcv or mmseg is missing.
     """
     _require_openmmlab()
     _repair_torchvision()
@@ -43,7 +44,7 @@ def apply() -> None:
 
 
 def _require_openmmlab() -> None:
-    """Say what to install: no requirement of the package can, as two distributions serve each of these names."""
+    """Check OpenMMLab here: the package cannot require it, as two distributions provide each of these names."""
     missing = [name for name in ('mmengine', 'mmcv', 'mmseg') if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(
@@ -61,15 +62,16 @@ def _require_openmmlab() -> None:
 def _repair_torchvision() -> None:
     """Let torchvision import where its compiled operators cannot load.
 
-    Reason: PyPI's torchvision wheel is linked against CUDA; beside a CPU build of torch the import dies with
-    ``operator torchvision::nms does not exist``, and timm with it. None of those operators is used here.
-    End: when PyPI serves a CPU build of torchvision, or torchvision tolerates missing operators.
+    Reason: PyPI's torchvision wheel is linked against CUDA; beside a CPU build of torch the import fails with
+    ``operator torchvision::nms does not exist``, and so does the import of timm. The project uses none of these
+    operators.
+    End: when PyPI has a CPU build of torchvision, or torchvision tolerates missing operators.
     """
     try:
         importlib.import_module('torchvision')
         return
     except ModuleNotFoundError:
-        return  # timm will say so, better than we could
+        return  # timm's error message is clearer
     except RuntimeError as error:
         if 'torchvision::' not in str(error):
             raise
@@ -86,7 +88,7 @@ def _name_mmseg_fork() -> None:
     """Make ``_base_ = 'mmseg::...'`` find the configs of the maintained fork.
 
     Reason: mmengine looks for a distribution called ``mmsegmentation``; the fork is ``onedl-mmsegmentation``.
-    End: when the fork's mmengine knows its own name.
+    End: when the fork's mmengine looks for the fork's name.
     """
     if installed('onedl-mmsegmentation') and not installed('mmsegmentation'):
         from mmengine.config import utils
@@ -97,9 +99,9 @@ def _name_mmseg_fork() -> None:
 def _stub_mmcv_ops() -> None:
     """Let upstream mmseg import beside mmcv-lite, which has no compiled operators.
 
-    Reason: mmseg 1.2.2 imports ``mmcv.ops`` unguarded in a few heads and losses; ``mmcv._ext`` is missing in
-    mmcv-lite. The stub's operators fail when called, not when imported. mmengine looks for a ``__spec__``.
-    End: with mmseg > 1.2.2, whose fork guards these imports.
+    Reason: mmseg 1.2.2 imports ``mmcv.ops`` in a few heads and losses without a guard; ``mmcv._ext`` is missing in
+    mmcv-lite. The stub's operators fail when called, not when imported. mmengine reads ``__spec__``.
+    End: with mmseg > 1.2.2; the fork guards these imports.
     """
     if not installed('mmcv-lite') or importlib.util.find_spec('mmcv._ext') is not None:
         return
@@ -120,23 +122,59 @@ def _stub_mmcv_ops() -> None:
 
 
 def _allow_upstream_checkpoints() -> None:
-    """Let upstream mmengine resume its own checkpoints under torch >= 2.6.
+    """Let upstream mmengine resume its checkpoints under torch >= 2.6.
 
-    Reason: torch.load then defaults to ``weights_only=True``, and mmengine 0.10.7 keeps HistoryBuffer objects
-    and numpy arrays in its checkpoints. Only these types are allowed, nothing is switched off.
-    End: with mmengine >= 0.11, whose fork handles it.
+    Reason: torch.load then defaults to ``weights_only=True``, and mmengine 0.10.7 keeps HistoryBuffer objects and NumPy
+    arrays in its checkpoints. These types are allowed for the whole process; the check itself stays on.
+    End: when upstream mmengine allows them itself, as the fork does.
     """
     if not installed('mmengine') or not hasattr(torch.serialization, 'add_safe_globals'):
         return
     torch.serialization.add_safe_globals(checkpoint_types())
 
 
+# What HistoryBuffer registers as statistics. Not read from its table, to which a checkpoint adds.
+_STATISTICS = ('current', 'max', 'mean', 'min')
+
+
 def checkpoint_types() -> list[Any]:
-    """Plain types beside the tensors in mmengine's checkpoints: its HistoryBuffer, and numpy arrays."""
+    """Return what mmengine's checkpoints hold beside tensors: its HistoryBuffer, and NumPy arrays.
+
+    Returns:
+        Entries for :func:`torch.serialization.add_safe_globals`: types, functions, or tuples (function, its name in a
+        file).
+    """
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]  # their home moved in numpy 2
+    # Their module changed with NumPy 2.
+    reconstruct, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8', 'i4', 'u4', 'u1', 'b1')]
-    # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, NAME); only allowed names can be called with it.
-    return [HistoryBuffer, getattr, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+    bounded = (bounded_getattr, 'builtins.getattr')
+    return [HistoryBuffer, bounded, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+
+
+def bounded_getattr(owner: object, name: object) -> Any:
+    """Take the place of ``getattr`` while torch reads a checkpoint.
+
+    HistoryBuffer pickles its statistics as ``getattr(HistoryBuffer, NAME)``. With ``getattr`` itself a file reaches
+    ``eval``, through ``getattr.__self__`` or the ``__globals__`` of any function.
+
+    Args:
+        owner: ``HistoryBuffer``.
+        name: The name of one of its statistics: ``'current'``, ``'max'``, ``'mean'`` or ``'min'``.
+
+    Returns:
+        The statistic, a function.
+
+    Raises:
+        pickle.UnpicklingError: Any other arguments.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is HistoryBuffer and isinstance(name, str) and name in _STATISTICS:
+        return getattr(HistoryBuffer, name)
+    raise pickle.UnpicklingError(
+        f'Unsupported global: GLOBAL builtins.getattr of {name!r}: only HistoryBuffer and its statistics are '
+        f'allowed ({", ".join(_STATISTICS)})'
+    )

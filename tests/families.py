@@ -1,4 +1,4 @@
-"""The families of pretrained trunks, by the timm names that a user types; tests run each at a small width and depth."""
+"""The families of pretrained trunks, by their timm names; tests run each at a small width and depth."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,11 @@ class Family:
     """One row of docs/backbones.md.
 
     Attributes:
-        name: What people call it.
-        archs: timm names; the first is the one of the table, the others are further layouts of the same family.
-        key_bias: Whether its key projection has a bias of its own.
-        value_bias: Whether its value projection has one.
-        licence: Licence of the weights, where timm does not state it: they are not on timm's hub and come as a file.
+        name: Common name of the family.
+        archs: timm names; the first is in the table, the others are further layouts of the same family.
+        key_bias: Whether the key projection has a bias.
+        value_bias: Whether the value projection has a bias.
+        licence: Licence of the weights where timm does not state it, as timm's hub does not have them.
     """
 
     name: str
@@ -52,7 +52,7 @@ FAMILIES = [
     Family('EVA-02', ('eva02_base_patch14_224.mim_in22k', 'eva02_small_patch14_224.mim_in22k'), key_bias=False),
     Family('EVA-02 CLIP', ('eva02_base_patch16_clip_224.merged2b',), key_bias=False),
     Family('MAE', ('vit_base_patch16_224.mae',)),
-    Family('MoCo v3', ('vit_base_patch16_224.dino',), licence='CC-BY-NC-4.0'),  # the same architecture and statistics
+    Family('MoCo v3', ('vit_base_patch16_224.dino',), licence='CC-BY-NC-4.0'),  # same architecture and statistics
     Family('CLIP', ('vit_base_patch16_clip_224.openai', 'vit_base_patch16_clip_quickgelu_224.openai')),
     Family('SigLIP', ('vit_base_patch16_siglip_224.webli', 'vit_base_patch16_siglip_512.v2_webli')),
     Family('BEiT v2', ('beitv2_base_patch16_224.in1k_ft_in22k',), key_bias=False),
@@ -66,18 +66,18 @@ DIMS, DEPTH = 96, 3
 
 
 def shrink(monkeypatch):
-    """Let timm build every architecture with its own parts, but 96 wide, 3 deep, with 3 heads."""
-    build = timm.create_model
+    """Make timm build every architecture 96 wide and 3 deep, with 3 heads; return that builder."""
+    create_model = timm.create_model
 
-    def small(arch, **options):
-        return build(arch, **{'embed_dim': DIMS, 'depth': DEPTH, 'num_heads': 3, **options})
+    def create_small_model(arch, **options):
+        return create_model(arch, **{'embed_dim': DIMS, 'depth': DEPTH, 'num_heads': 3, **options})
 
-    monkeypatch.setattr(timm, 'create_model', small)
-    return small
+    monkeypatch.setattr(timm, 'create_model', create_small_model)
+    return create_small_model
 
 
 def image_size(arch):
-    """Size of the test images: a few patches; a trunk of one size gets that size."""
+    """Size of the test images, (height, width) in pixels: 4 x 8 patches."""
     patch = 14 if 'patch14' in arch else 8 if 'patch8' in arch else 32 if 'patch32' in arch else 16
     return 4 * patch, 8 * patch
 

@@ -1,4 +1,4 @@
-"""Foreign weight files, written from a tiny timm trunk's tensors by renamings of their own."""
+"""Weight files of other projects, written from the tensors of a tiny timm trunk by independent renamings."""
 
 import re
 from argparse import Namespace
@@ -28,7 +28,7 @@ beit = partial(Beit, **SIZES, use_abs_pos_emb=False, use_rel_pos_bias=True, init
 
 
 def random_(trunk):
-    """Values that float16 holds too, so that no format rounds them."""
+    """Set parameters to values that float16 represents exactly, so that no format rounds them."""
     with torch.no_grad():
         for parameter in trunk.parameters():
             parameter.copy_(torch.randn_like(parameter).half())
@@ -49,7 +49,7 @@ def noise(state):
     return {name: torch.randn_like(tensor) for name, tensor in state.items()}
 
 
-# --- writers: state of the trunk -> (what the file holds, what the log must name as skipped)
+# --- writers: state of the trunk -> (content of the file, names that the log must list as skipped)
 
 
 def timm_training(s):
@@ -77,10 +77,10 @@ def dinov2_original(s):
 
 
 def dinov2_registers(s):
-    """The class token has a position of its own; timm's model holds their sum."""
-    s, place = dict(s), torch.full((1, 1, 32), 0.5)
-    s['pos_embed'] = torch.cat([place, s['pos_embed']], dim=1)
-    s['cls_token'] = s['cls_token'] - place
+    """The class token has a separate position; timm's model has their sum."""
+    s, position = dict(s), torch.full((1, 1, 32), 0.5)
+    s['pos_embed'] = torch.cat([position, s['pos_embed']], dim=1)
+    s['cls_token'] = s['cls_token'] - position
     return renamed(s, ('^reg_token$', 'register_tokens')) | dict(mask_token=torch.zeros(1, 32)), ['mask_token']
 
 
@@ -157,7 +157,7 @@ def clip_state(s):
 
 
 def clip_jit(s):
-    """As OpenAI published it: a TorchScript archive in half precision, whose modules hold code."""
+    """As OpenAI published it: a TorchScript archive in half precision, whose modules contain code."""
     state, skipped = clip_state(s)
     root = nn.Module()
     for name, tensor in state.items():
@@ -231,7 +231,7 @@ def mmpretrain(s, fc1=r'ffn.layers.0.0', fc2='ffn.layers.1'):
 
 
 def jax_arrays(s, big_vision=False, stacked=False, heads=2):
-    """Arrays of Google's ViTs: kernels transposed, heads apart; stacked over blocks in newer files."""
+    """Arrays of Google's ViTs: transposed kernels, one axis per head; stacked over blocks in newer files."""
     head_dim = 32 // heads
     attention, mlp, norm2 = (0, 0, 1) if big_vision else (1, 3, 2)
     out = {
@@ -244,22 +244,22 @@ def jax_arrays(s, big_vision=False, stacked=False, heads=2):
     if 'cls_token' in s:
         out['cls'] = s['cls_token']
     for i in range(3):
-        own = {name.removeprefix(f'blocks.{i}.'): tensor for name, tensor in s.items()}
+        layer = {name.removeprefix(f'blocks.{i}.'): tensor for name, tensor in s.items()}
         block = {}
         for part, kernel, bias in zip(
-            ('query', 'key', 'value'), own['attn.qkv.weight'].chunk(3), own['attn.qkv.bias'].chunk(3), strict=True
+            ('query', 'key', 'value'), layer['attn.qkv.weight'].chunk(3), layer['attn.qkv.bias'].chunk(3), strict=True
         ):
             block[f'MultiHeadDotProductAttention_{attention}/{part}/kernel'] = kernel.T.reshape(32, heads, head_dim)
             block[f'MultiHeadDotProductAttention_{attention}/{part}/bias'] = bias.reshape(heads, head_dim)
-        kernel = own['attn.proj.weight'].T.reshape(heads, head_dim, 32)
+        kernel = layer['attn.proj.weight'].T.reshape(heads, head_dim, 32)
         block[f'MultiHeadDotProductAttention_{attention}/out/kernel'] = kernel
-        block[f'MultiHeadDotProductAttention_{attention}/out/bias'] = own['attn.proj.bias']
-        for theirs, ours in ((0, 'norm1'), (norm2, 'norm2')):
-            block[f'LayerNorm_{theirs}/scale'] = own[f'{ours}.weight']
-            block[f'LayerNorm_{theirs}/bias'] = own[f'{ours}.bias']
-        for layer in (0, 1):
-            block[f'MlpBlock_{mlp}/Dense_{layer}/kernel'] = own[f'mlp.fc{layer + 1}.weight'].T
-            block[f'MlpBlock_{mlp}/Dense_{layer}/bias'] = own[f'mlp.fc{layer + 1}.bias']
+        block[f'MultiHeadDotProductAttention_{attention}/out/bias'] = layer['attn.proj.bias']
+        for index, name in ((0, 'norm1'), (norm2, 'norm2')):
+            block[f'LayerNorm_{index}/scale'] = layer[f'{name}.weight']
+            block[f'LayerNorm_{index}/bias'] = layer[f'{name}.bias']
+        for i_dense in (0, 1):
+            block[f'MlpBlock_{mlp}/Dense_{i_dense}/kernel'] = layer[f'mlp.fc{i_dense + 1}.weight'].T
+            block[f'MlpBlock_{mlp}/Dense_{i_dense}/bias'] = layer[f'mlp.fc{i_dense + 1}.bias']
         for name, tensor in block.items():
             if stacked:
                 out.setdefault(f'Transformer/encoderblock/{name}', []).append(tensor)
@@ -308,10 +308,45 @@ def write(file, path):
 
 
 def skipped_in(line):
-    found = re.search(r'; skipped: (.*?)(;|\.$)', line)
-    return sorted(found[1].split(', ')) if found else []
+    match = re.search(r'; skipped: (.*?)(;|\.$)', line)
+    return sorted(match[1].split(', ')) if match else []
 
 
-def assert_same(trunk, expected, but=()):
+def assert_same(trunk, expected, ignored=()):
     for name, value in trunk.state_dict().items():
-        assert name in but or torch.equal(value, expected[name]), name
+        assert name in ignored or torch.equal(value, expected[name]), name
+
+
+# --- hostile files
+
+
+class Call:
+    """Pickled as a call of ``function`` on ``args``, which an unsafe reader makes."""
+
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
+
+    def __reduce__(self):
+        return self.function, self.args
+
+
+def _call_through_torch(function, result_type, *args):
+    """``torch._tensor._rebuild_from_type_v2`` is always allowed and calls its first argument."""
+    return Call(torch._tensor._rebuild_from_type_v2, function, result_type, args, None)
+
+
+def hostile_objects(marker):
+    """Attack -> object whose loading makes the folder ``marker`` if plain ``getattr`` is allowed."""
+    code = f'__import__("os").mkdir({str(marker)!r})'
+    builtins = Call(getattr, getattr, '__self__')
+    module_globals = Call(getattr, torch._utils._rebuild_tensor_v2, '__globals__')
+    builtins_dict = _call_through_torch(
+        Call(getattr, module_globals, 'get'), Call(getattr, {}, '__class__'), '__builtins__'
+    )
+    eval_from_dict = _call_through_torch(
+        Call(getattr, builtins_dict, 'get'), Call(getattr, getattr, '__class__'), 'eval'
+    )
+    return {
+        '__self__': _call_through_torch(Call(getattr, builtins, 'eval'), None, code),
+        '__globals__': _call_through_torch(eval_from_dict, None, code),
+    }

@@ -1,29 +1,32 @@
-"""Shims act where they are needed, and only there."""
+"""Shims act where the environment needs them, and only there."""
 
 import importlib.util
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT
+from foreign_formats import hostile_objects
+from mmengine.logging import HistoryBuffer
 
 from mmseg_davpt import compat
 
 
 def python(code):
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    process = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process.stdout
 
 
-def test_timm_and_mmseg_import_after_us():
-    """On a CPU build of torch, `import timm` alone dies of torchvision."""
+def test_timm_and_mmseg_import_after_mmseg_davpt():
+    """On a CPU build of torch, `import timm` alone fails in torchvision."""
     python('import mmseg_davpt, timm, torchvision, mmseg.models, mmengine.runner')
 
 
-def test_half_imported_torchvision_is_mended():
-    """Something imported torchvision before us, and swallowed its error."""
+def test_half_imported_torchvision_is_repaired():
+    """Other code imported torchvision before, and caught its error."""
     python('try:\n import torchvision\nexcept RuntimeError: pass\nimport mmseg_davpt, timm')
 
 
@@ -43,7 +46,7 @@ def test_applying_twice_is_harmless():
 
 def test_nothing_is_defined_where_torchvision_works(monkeypatch):
     monkeypatch.setattr(torch.library, 'Library', lambda *_: pytest.fail('not needed'))
-    compat._repair_torchvision()  # it was mended, or whole, at import
+    compat._repair_torchvision()  # it was repaired, or needed no repair, at import
 
 
 def test_missing_openmmlab_says_what_to_install(monkeypatch):
@@ -57,3 +60,49 @@ def test_both_stacks_at_once_are_named(monkeypatch):
     monkeypatch.setattr(compat, 'installed', lambda name: True)
     with pytest.warns(UserWarning, match='mmengine and onedl-mmengine are both installed'):
         compat._require_openmmlab()
+
+
+@pytest.fixture
+def upstream(monkeypatch):
+    """The globals that a process on upstream mmengine allows."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    monkeypatch.setattr(compat, 'installed', lambda name: name == 'mmengine')
+    compat._allow_upstream_checkpoints()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+class TestUpstreamCheckpoints:
+    @pytest.mark.parametrize('attack', ['__self__', '__globals__'])
+    def test_no_code_is_run(self, upstream, tmp_path, attack):
+        """The types are allowed for the whole process: every torch.load must stay safe."""
+        torch.save(hostile_objects(tmp_path / 'marker')[attack], tmp_path / 'w.pth')
+        with pytest.raises(Exception) as error:
+            torch.load(tmp_path / 'w.pth', weights_only=True)
+        assert not (tmp_path / 'marker').exists(), 'the file has run code'
+        assert isinstance(error.value, pickle.UnpicklingError)
+        assert f"builtins.getattr of '{attack}'" in str(error.value)
+
+    def test_logged_scalars_are_read(self, upstream, tmp_path):
+        torch.save(HistoryBuffer([1.0, 3.0], [1, 1]), tmp_path / 'w.pth')
+        assert torch.load(tmp_path / 'w.pth', weights_only=True).mean() == 2
+
+    def test_getattr_itself_is_not_allowed(self, upstream):
+        assert getattr not in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize(
+    'name', ['__init__', '__dict__', 'update', 'statistics', '_statistics_methods', 'mean.x', b'mean']
+)
+def test_bounded_getattr_refuses_all_but_statistics(name):
+    with pytest.raises(pickle.UnpicklingError, match='only'):
+        compat.bounded_getattr(HistoryBuffer, name)
+
+
+@pytest.mark.parametrize('name', ['min', 'max', 'current', 'mean'])
+def test_bounded_getattr_serves_one_class(name):
+    assert compat.bounded_getattr(HistoryBuffer, name) is getattr(HistoryBuffer, name)
+    with pytest.raises(pickle.UnpicklingError):
+        compat.bounded_getattr(type('Other', (HistoryBuffer,), {}), name)

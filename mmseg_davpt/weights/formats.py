@@ -1,6 +1,6 @@
-"""Weight files -> tensors: safetensors, torch, TorchScript and NumPy archives, told apart by content, never by name.
+"""Weight files -> tensors: safetensors, torch, TorchScript and NumPy archives.
 
-Nothing here runs code out of a file.
+The content of a file decides on its format, never its name. No function here runs code from a file.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,11 @@ from ..compat import checkpoint_types
 
 
 class WeightsError(RuntimeError):
-    """Pretrained weights are missing, unreadable, or do not belong to this trunk."""
+    """Pretrained weights are missing or unreadable, or do not fit the trunk."""
 
 
 def is_npz(path: Path) -> bool:
-    """Whether a file is a NumPy archive, as Google publishes its ViTs.
+    """Return whether a file is a NumPy archive, the format of Google's ViTs.
 
     Raises:
         WeightsError: There is no such file.
@@ -35,13 +37,16 @@ def is_npz(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a checkpoint holds: a mapping, mostly nested, with tensors in it.
+    """Read a safetensors, torch or TorchScript file.
 
     Args:
-        path: A safetensors, torch or TorchScript file under any name.
+        path: The file, under any name.
+
+    Returns:
+        The content of the file: a mapping, often nested, with tensors.
 
     Raises:
-        WeightsError: No such file, none of these formats, damaged, or a file that would have to run code.
+        WeightsError: The file is missing, damaged, of another format, or holds objects whose loading would run code.
     """
     kind = _kind(path)
     try:
@@ -49,7 +54,7 @@ def read_checkpoint(path: Path) -> Any:
             return load_file(path)
         if kind == 'torchscript':
             return _read_torchscript(path)
-        with torch.serialization.safe_globals(_harmless()), path.open('rb') as file:  # of a path, the name decides
+        with _checkpoint_globals(), path.open('rb') as file:  # given a path, torch decides by the name
             return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as error:  # a damaged file fails in many ways
         raise WeightsError(f'Cannot read weights from {path}: {_reason(path, kind, error)}') from error
@@ -63,7 +68,7 @@ def _kind(path: Path) -> str:
         )
     with path.open('rb') as file:
         start = file.read(9)
-    if start[8:] == b'{':  # the size of a JSON header, then the header
+    if start[8:] == b'{':  # 8 bytes: the size of the JSON header
         return 'safetensors'
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -75,27 +80,44 @@ def _kind(path: Path) -> str:
     return 'torch'
 
 
-def _harmless() -> list[Any]:
-    """Types beside tensors that a checkpoint may hold: argparse's options, and what mmengine logs.
+_lock = threading.Lock()
 
-    Only those that are not allowed yet: torch would forbid them all when the context ends.
+
+@contextmanager
+def _checkpoint_globals() -> Iterator[None]:
+    """Allow argparse's options and what mmengine logs, beside tensors, for one ``torch.load``.
+
+    torch keeps one list for the whole process. It is restored afterwards. An entry of other code that stands for
+    ``getattr`` is left out meanwhile: of two entries with one name, torch takes either.
     """
-    allowed = torch.serialization.get_safe_globals()
-    return [kind for kind in (argparse.Namespace, *checkpoint_types()) if kind not in allowed]
+    with _lock:
+        before = torch.serialization.get_safe_globals()
+        kept = [entry for entry in before if entry is not getattr and not _is_named_getattr(entry)]
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals([*kept, argparse.Namespace, *checkpoint_types()])
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
+
+
+def _is_named_getattr(entry: Any) -> bool:
+    return isinstance(entry, tuple) and entry[1] == 'builtins.getattr'
 
 
 def _reason(path: Path, kind: str, error: Exception) -> str:
     if kind == 'torch' and not zipfile.is_zipfile(path):
         start = path.read_bytes()[:24]
-        if start[:1] != b'\x80':  # of every pickle, hence of every old torch file
+        if start[:1] != b'\x80':  # the first byte of every pickle, thus of every legacy torch file
             return (
-                f'it is no safetensors, torch or .npz file, it starts with {start!r}. Was the download cut short, or '
-                'is it a web page or a pointer of Git LFS?'
+                f'it is no safetensors, torch or .npz file, it starts with {start!r}. Download it again: it is '
+                'incomplete, a web page, or a pointer of Git LFS'
             )
-    if blocked := re.search(r'GLOBAL (\S+)', str(error)):
+    if blocked := re.search(r"GLOBAL (\S+( of '\w+')?)", str(error)):
         return (
-            f'beside tensors it holds objects whose loading would run code ({blocked[1]}). If you trust the file, save '
-            "its tensors alone: torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], NEW_FILE)"
+            f'it holds objects whose loading would run code ({blocked[1]}). If you trust the file, save only its '
+            "tensors: torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], NEW_FILE)"
         )
     return f'{type(error).__name__}: {error}'
 
@@ -112,7 +134,7 @@ _STORAGES = {
 
 
 class _Inert:
-    """Stands in for every class that a TorchScript archive names: keeps attributes, does nothing."""
+    """Replaces every class that a TorchScript archive names. It keeps attributes and has no behaviour."""
 
     def __init__(self, *args: object) -> None: ...
 
@@ -121,10 +143,10 @@ class _Inert:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Resolves no global but tensors and dicts, so that it cannot run anything.
+    """Unpickler that resolves tensors and dicts only, so that no file can run code.
 
-    ``torch.load(weights_only=True)`` takes no TorchScript archive and ``torch.jit.load`` builds the module with its
-    code; OpenAI published CLIP in no other form.
+    ``torch.load(weights_only=True)`` refuses TorchScript archives, and ``torch.jit.load`` builds the module with its
+    code. OpenAI published CLIP in this format only.
     """
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
@@ -141,7 +163,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return _STORAGES[name]
         return _Inert
 
-    def persistent_load(self, pid: tuple) -> Tensor:
+    def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, _, numel = pid
         if key not in self.storages:
             data = bytearray(self.archive.read(f'{self.root}/data/{key}'))
@@ -153,15 +175,15 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
     with zipfile.ZipFile(path) as archive:
         root = next(name for name in archive.namelist() if name.endswith('/constants.pkl')).rsplit('/', 1)[0]
         if f'{root}/byteorder' in archive.namelist() and archive.read(f'{root}/byteorder') != b'little':
-            raise ValueError('it was written on a big-endian machine')
+            raise ValueError('the file was written on a big-endian machine')
         return dict(_flatten(_TensorUnpickler(archive, root).load(), ''))
 
 
 def _flatten(module: object, prefix: str) -> list[tuple[str, Tensor]]:
-    found = []
+    tensors = []
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
-            found.append((prefix + name, value))
+            tensors.append((prefix + name, value))
         elif isinstance(value, _Inert):
-            found += _flatten(value, f'{prefix}{name}.')
-    return found
+            tensors += _flatten(value, f'{prefix}{name}.')
+    return tensors

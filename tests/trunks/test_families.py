@@ -1,4 +1,4 @@
-"""Every family of docs/backbones.md: against timm, against the literal concatenation, tuned, and in a training step."""
+"""Every family of docs/backbones.md: against timm, against the literal concatenation, tuned, in a training step."""
 
 import re
 
@@ -28,7 +28,7 @@ HAS_TABLE = [arch for arch in ARCHS if is_beit(arch)]
 
 @pytest.fixture
 def small(monkeypatch):
-    """Trunks are 96 wide and 3 deep while this fixture is in use; it is timm's builder, for references."""
+    """Make trunks 96 wide and 3 deep; the fixture is that builder, for references."""
     return families.shrink(monkeypatch)
 
 
@@ -37,7 +37,7 @@ def build(arch, **options):
     options = dict(arch=arch, pretrained=False, img_size=size, out_indices=(0, 2), norm_outputs=_normed(arch)) | options
     model = PromptedViT(**options, allow_random=True)
     spread(model)
-    with torch.no_grad():  # tables and gammas that are zero or tiny would hide a mistake
+    with torch.no_grad():  # tables and gammas of zeros would hide an error
         for name, parameter in model.trunk.named_parameters():
             if 'gamma' in name or 'relative_position' in name:
                 parameter.normal_()
@@ -45,11 +45,11 @@ def build(arch, **options):
 
 
 def _normed(arch):
-    return 'pe_spatial' not in arch  # it has no final norm at all
+    return 'pe_spatial' not in arch  # it has no final norm
 
 
 def reference(small, model):
-    """timm's own model with the same weights; its norm stands before a pooling or behind it."""
+    """timm's model with the same weights; its norm is before or after the pooling."""
     options = {} if is_beit(model.arch) else dict(dynamic_img_size=True, dynamic_img_pad=True)
     trunk = small(model.arch, num_classes=0, img_size=image_size(model.arch), **options)
     state = model.trunk.state_dict()
@@ -66,7 +66,7 @@ def images(arch, dtype=torch.float32):
 
 
 @pytest.mark.parametrize('arch', ARCHS)
-def test_without_prompts_it_is_timm(small, arch):
+def test_without_prompts_equals_timm(small, arch):
     model = build(arch, tuning='frozen').eval()
     x = images(arch)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_prompts_equal_the_literal_concatenation(small, arch):
 
 
 @pytest.mark.parametrize('arch', [family.archs[0] for family in FAMILIES])
-def test_shut_gates_leave_timm(small, arch):
+def test_gates_of_zero_give_timm(small, arch):
     model = build(arch, prompts=dict(num=5, gate=True)).double().eval()
     x = images(arch, torch.float64)
     trunk = reference(small, model)
@@ -114,8 +114,8 @@ def test_shut_gates_leave_timm(small, arch):
 
 @pytest.mark.parametrize('gate', [False, True])
 @pytest.mark.parametrize('arch', [family.archs[0] for family in FAMILIES])
-def test_written_out_attention_is_the_fused_one(small, arch, gate):
-    """timm's switch, for machines where the written-out form is faster."""
+def test_explicit_attention_equals_the_fused_one(small, arch, gate):
+    """timm's option ``fused_attn``, for machines where the explicit form is faster."""
     model = build(arch, prompts=dict(num=5, gate=gate)).double().eval()
     x = images(arch, torch.float64)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_written_out_attention_is_the_fused_one(small, arch, gate):
 
 @pytest.mark.parametrize('arch', [family.archs[0] for family in FAMILIES])
 def test_davpt_takes_a_step(small, arch):
-    """Prompts and head learn from both losses, the trunk does not."""
+    """Both losses train prompts and head; the trunk stays frozen."""
     size = image_size(arch)
     cfg = segmentor_cfg(arch=arch, img_size=size, out_indices=(0, 1, 2), norm_outputs=_normed(arch))
     cfg.decode_head.in_channels = DIMS
@@ -151,13 +151,13 @@ def test_davpt_takes_a_step(small, arch):
 
 @pytest.mark.parametrize('family', FAMILIES, ids=lambda family: family.name)
 class TestTuning:
-    def test_presets_touch_what_they_claim(self, small, family):
-        """By the shape of the tensors: a bias or a norm is a vector beside a matrix, whatever timm calls it."""
+    def test_presets_train_the_stated_parameters(self, small, family):
+        """By shape: biases and norms are vectors, under any name in timm."""
         arch = family.archs[0]
         model = build(arch, tuning='full')
         every = {name for name, _ in model.trunk.named_parameters() if not name.startswith(('attn_pool', 'norm.'))}
         final = {'norm.weight', 'norm.bias'} & dict(model.trunk.named_parameters()).keys()
-        assert _learning(model) == every | final
+        assert _trainable_names(model) == every | final
         vectors = {name for name, p in model.trunk.named_parameters() if p.ndim == 1 and name in every | final}
         norms = {
             f'{path}.{name}'
@@ -167,10 +167,10 @@ class TestTuning:
         }
         gammas = {name for name in vectors if 'gamma' in name}
         norm_weights = {name for name in norms if name.endswith('weight')}
-        assert _learning(build(arch, tuning='norm')) == norms
-        assert _learning(build(arch, tuning='bias')) == vectors - gammas - norm_weights
+        assert _trainable_names(build(arch, tuning='norm')) == norms
+        assert _trainable_names(build(arch, tuning='bias')) == vectors - gammas - norm_weights
 
-    def test_split_biases_are_those_that_the_trunk_has(self, small, family):
+    def test_split_biases_need_a_bias_in_the_trunk(self, small, family):
         arch = family.archs[0]
         for part, has in (('k', family.key_bias), ('v', family.value_bias)):
             if has:
@@ -182,7 +182,7 @@ class TestTuning:
                 with pytest.raises(ValueError, match=f"bias='{part}' matches no parameter"):
                     build(arch, tuning=dict(bias=(part,)))
 
-    def test_everything_that_learns_gets_a_gradient(self, small, family):
+    def test_every_trainable_parameter_gets_a_gradient(self, small, family):
         """A parameter without one breaks distributed training."""
         for tuning in ('full', 'bias', 'norm'):
             model = build(family.archs[0], tuning=tuning).train()
@@ -192,7 +192,7 @@ class TestTuning:
 
 @pytest.mark.parametrize('family', [family for family in FAMILIES if family.value_bias], ids=lambda family: family.name)
 def test_split_biases_merge(small, family):
-    """timm's own model with the merged biases gives the tuned model's maps."""
+    """timm's model with the merged biases gives the maps of the tuned model."""
     arch = family.archs[0]
     model = build(arch, tuning=dict(prompts=False, bias=('q', 'v'))).double().eval()
     assert all(offset.abs().max() > 0 for offset in model.biases.parameters())
@@ -207,13 +207,13 @@ def test_split_biases_merge(small, family):
         torch.testing.assert_close(a, b, **TOLERANCE)
 
 
-def _learning(model):
+def _trainable_names(model):
     return {name for name, parameter in model.trunk.named_parameters() if parameter.requires_grad}
 
 
 @pytest.mark.parametrize('arch', ARCHS)
 def test_weights_of_the_family_load(small, arch, tmp_path):
-    """A file of timm's own model, classifier and all, fills the trunk; the hub gives the same tensors."""
+    """A file of timm's model with classifier fills the trunk."""
     options = {} if is_beit(arch) else dict(dynamic_img_size=True)
     source = small(arch, num_classes=10, img_size=image_size(arch), **options)
     with torch.no_grad():
@@ -228,7 +228,7 @@ def test_weights_of_the_family_load(small, arch, tmp_path):
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_norm_behind_the_pooling_becomes_the_final_norm(small):
+def test_norm_after_the_pooling_becomes_the_final_norm(small):
     model = build('eva02_base_patch14_224.mim_in22k', tuning='frozen').eval()
     raw = build('eva02_base_patch14_224.mim_in22k', tuning='frozen', norm_outputs=False).eval()
     raw.load_state_dict(model.state_dict())
@@ -241,7 +241,7 @@ def test_norm_behind_the_pooling_becomes_the_final_norm(small):
 
 @pytest.mark.parametrize('arch', ['vit_base_patch16_dinov3.lvd1689m', 'eva02_base_patch14_224.mim_in22k'])
 def test_shallow_prompts_have_no_rotary_position(small, arch):
-    """The literal form: behind the prefix, which rotary attention leaves alone, through all blocks."""
+    """Literal form: prompts after the prefix, which rotary attention does not rotate, through all blocks."""
     model = build(arch, tuning='vpt_shallow', prompts=dict(num=4), norm_outputs=False).double().train()
     trunk, x, p = reference(small, model), images(arch, torch.float64), model.prompts.tokens['0']
     tokens, rope = trunk._pos_embed(trunk.patch_embed(x))
@@ -258,7 +258,7 @@ class TestOneSize:
 
     arch = 'beitv2_base_patch16_224.in1k_ft_in22k'
 
-    def test_smaller_images_are_filled_up(self, small):
+    def test_smaller_images_are_padded(self, small):
         model = build(self.arch, prompts=dict(num=2)).eval()
         with torch.no_grad():
             maps = model(torch.randn(1, 3, 40, 64))
@@ -289,7 +289,7 @@ class TestOneSize:
         ('resnet18', 'ResNet is not one sequence'),
     ],
 )
-def test_what_prompts_cannot_join_is_refused_with_its_reason(monkeypatch, arch, reason):
+def test_unsupported_models_are_refused_with_the_reason(monkeypatch, arch, reason):
     if arch.startswith(('vit', 'eva02')):
         families.shrink(monkeypatch)
     with pytest.raises(ValueError, match=reason) as error:
@@ -304,7 +304,7 @@ STATISTICS = {
 }
 
 
-def test_page_says_what_timm_says():
+def test_page_agrees_with_timm():
     """docs/backbones.md: patch, prefix tokens, biases, statistics and licence of every family."""
     page = (ROOT / 'docs/backbones.md').read_text()
     for name, statistics in STATISTICS.items():

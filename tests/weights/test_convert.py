@@ -1,4 +1,4 @@
-"""Each foreign format reads back tensor for tensor, and all that is not of the trunk is named."""
+"""Each foreign format reads back tensor for tensor, and the log names all tensors of other modules."""
 
 import re
 from functools import partial
@@ -27,7 +27,7 @@ from mmseg_davpt.weights import WeightsError, load_trunk_weights
 
 @pytest.mark.parametrize('key', FORMATS)
 def test_foreign_file_reads_back(key, tmp_path):
-    build, writer, said = FORMATS[key]
+    build, writer, note = FORMATS[key]
     expected = random_(build()).state_dict()
     file, skipped = writer(expected)
     flat = all(isinstance(value, torch.Tensor) for value in file.values()) if isinstance(file, dict) else False
@@ -36,14 +36,14 @@ def test_foreign_file_reads_back(key, tmp_path):
     line = load_trunk_weights(trunk, key, path)
     assert_same(trunk, expected)
     assert f'Loaded {len(expected)}/{len(expected)} trunk tensors' in line
-    assert said in line
+    assert note in line
     assert skipped_in(line) == sorted(skipped), line
 
 
-# One format of each kind of trunk.
+# One format per kind of trunk.
 FAMILIES = ('mae', 'dinov2', 'dinov2_registers', 'dinov2_swiglu', 'dinov3', 'dinov3_without_bias', 'deit3', 'clip')
 FAMILIES += ('siglip_openclip', 'eva02_mim', 'eva_clip', 'beit')
-# Zero biases are biases; a final norm that the trunk lacks is named as skipped.
+# Pairs that fit: biases of zeros are biases; a final norm that the trunk lacks is skipped.
 ALSO_FIT = {('dinov3_without_bias', 'dinov3'), ('eva_clip', 'eva02_mim')}
 
 
@@ -80,14 +80,14 @@ def test_beit_pretraining_shares_its_table(tmp_path):
     table = expected['blocks.1.attn.relative_position_bias_table']
     file = {name: tensor for name, tensor in expected.items() if not re.search('bias_table|fc_norm', name)}
     file |= {'rel_pos_bias.relative_position_bias_table': table, 'rel_pos_bias.relative_position_index': torch.zeros(4)}
-    rest = some(
+    other = some(
         'mask_token', 'lm_head.bias', 'norm.weight', 'norm.bias', 'cls_pt_layers.0.norm1.bias', 'cls_pt_lm_head.bias'
     )
     trunk = random_(beit())
-    line = load_trunk_weights(trunk, 'beitv2', write(dict(model=file | rest), tmp_path / 'w.pth'))
+    line = load_trunk_weights(trunk, 'beitv2', write(dict(model=file | other), tmp_path / 'w.pth'))
     assert_same(trunk, expected | {f'blocks.{i}.attn.relative_position_bias_table': table for i in range(3)}, FC_NORM)
     assert 'repeated for 3 blocks' in line
-    assert skipped_in(line) == sorted([*rest, 'rel_pos_bias.relative_position_index'])
+    assert skipped_in(line) == sorted([*other, 'rel_pos_bias.relative_position_index'])
     assert 'left random, as no output depends on them: fc_norm.bias, fc_norm.weight.' in line
 
 
@@ -97,20 +97,20 @@ FC_NORM = ('fc_norm.weight', 'fc_norm.bias')
 class TestJax:
     def test_augreg(self, tmp_path):
         expected = random_(vit()).state_dict()
-        rest = {name: np.ones(3, 'f4') for name in ('head/kernel', 'head/bias', 'pre_logits/bias')}
-        np.savez(tmp_path / 'w.npz', **jax_arrays(expected), **rest)
+        other = {name: np.ones(3, 'f4') for name in ('head/kernel', 'head/bias', 'pre_logits/bias')}
+        np.savez(tmp_path / 'w.npz', **jax_arrays(expected), **other)
         trunk = random_(vit())
         line = load_trunk_weights(trunk, 'vit', str(tmp_path / 'w.npz'))
         assert_same(trunk, expected)
         assert '4x4 -> 4x4' in line
-        assert skipped_in(line) == sorted(rest)
+        assert skipped_in(line) == sorted(other)
 
     def test_siglip_of_big_vision(self, tmp_path):
         """Image tower under ``params/img/``, blocks stacked, no class token, a text tower beside it."""
         expected = random_(without_class()).state_dict()
         arrays = {f'params/img/{n}': a for n, a in jax_arrays(expected, big_vision=True, stacked=True).items()}
-        rest = {n: np.ones(3, 'f4') for n in ('params/txt/pos_embedding', 'params/t', 'params/img/MAPHead_0/probe')}
-        np.savez(tmp_path / 'w.npz', **arrays, **rest)
+        other = {n: np.ones(3, 'f4') for n in ('params/txt/pos_embedding', 'params/t', 'params/img/MAPHead_0/probe')}
+        np.savez(tmp_path / 'w.npz', **arrays, **other)
         trunk = random_(without_class())
         line = load_trunk_weights(trunk, 'siglip', str(tmp_path / 'w.npz'))
         assert_same(trunk, expected)

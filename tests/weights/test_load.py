@@ -1,4 +1,4 @@
-"""Weights: strict, named, reported; nothing is loaded when something is wrong."""
+"""Loading is strict and reported; a file that does not fit changes nothing."""
 
 from functools import partial
 
@@ -105,7 +105,7 @@ class TestPositionTables:
             self.load(state, tiny(), tmp_path)
 
     def test_ambiguous_table(self, tmp_path):
-        """16 cells may be 4x4 or the trunk's own 2x8: only the file's author knows."""
+        """16 cells may be 4x4, or 2x8 as in the trunk: only the author of the file knows."""
         state = tiny(img_size=(16, 64)).state_dict()
         with pytest.raises(WeightsError, match=r'4x4 or 2x8'):
             self.load(state, tiny(img_size=(16, 64)), tmp_path)

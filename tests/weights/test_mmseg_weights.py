@@ -1,4 +1,4 @@
-"""Checkpoints of mmseg as trunks. The reference is mmseg's own forward; and what this project's checkpoints hold."""
+"""Checkpoints of mmseg and of this project as trunks. The reference is the forward pass of mmseg."""
 
 import pytest
 import timm
@@ -20,7 +20,7 @@ VIT |= dict(norm_cfg=dict(type='LN', eps=1e-6), out_indices=(1, 3, 5))
 
 
 def stock_segmentor(**backbone):
-    """A fully tuned ViT with mmseg's own neck and heads."""
+    """A fully tuned ViT with neck and heads of mmseg."""
     head = dict(type='FCNHead', in_channels=64, channels=8, num_convs=1, num_classes=5, norm_cfg=dict(type='BN'))
     model = MODELS.build(
         ConfigDict(
@@ -37,7 +37,7 @@ def stock_segmentor(**backbone):
 
 
 def save(model, path):
-    """As mmengine's Runner saves: with logged scalars beside the weights."""
+    """Save as mmengine's Runner does, with logged scalars beside the weights."""
     hub = MessageHub.get_instance('stock')
     hub.update_scalar('train/loss', 1.5)
     meta = dict(epoch=1, iter=10, cfg='model = ...')
@@ -68,16 +68,16 @@ def test_stock_checkpoint_is_a_trunk(tmp_path, backbone):
     with torch.no_grad():
         expected = model.backbone(x)
         options = dict(indices=[1, 3, 5], output_fmt='NCHW', intermediates_only=True)
-        found = trunk.eval().forward_intermediates(x, norm=False, **options)
-        if backbone.get('final_norm'):  # which mmseg applies to the last output alone
-            found[-1] = trunk.forward_intermediates(x, norm=True, **options)[-1]
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        features = trunk.eval().forward_intermediates(x, norm=False, **options)
+        if backbone.get('final_norm'):  # mmseg applies it to the last output only
+            features[-1] = trunk.forward_intermediates(x, norm=True, **options)[-1]
+    for feature, reference in zip(features, expected, strict=True):
+        torch.testing.assert_close(feature, reference, rtol=1e-4, atol=1e-4)
     heads = [name for name in model.state_dict() if not name.startswith('backbone.')]
     for part in ('neck', 'decode_head', 'auxiliary_head'):
         assert f'{part} ({sum(name.startswith(part) for name in heads)} tensors)' in line
     without_bias = not backbone.get('patch_bias') and not backbone.get('pre_norm')  # timm has none before a norm
-    assert ('zeros as patch_embed.proj.bias' in line) == without_bias
+    assert ('patch_embed.proj.bias of zeros, as the file has none' in line) == without_bias
     assert ('left random' in line) == (not backbone.get('final_norm'))
     grid = 'x'.join(str(side // 16) for side in size)
     assert "'state_dict' (beside message_hub, meta, optimizer), backbone.*, OpenMMLab names" in line
@@ -94,7 +94,7 @@ def test_no_final_norm_is_refused_where_it_is_needed(tmp_path):
 
 
 def test_backbone_option(tmp_path):
-    """Through the config's own door: the last feature map equals mmseg's, final norm included."""
+    """Through the option of the backbone, the last feature map equals mmseg's, final norm included."""
     model = stock_segmentor(patch_bias=True, final_norm=True)
     path = save(model, tmp_path / 'w.pth')
     backbone = PromptedViT('test_vit', path, out_indices=(5,), tuning='frozen')
@@ -105,7 +105,7 @@ def test_backbone_option(tmp_path):
 
 
 def test_without_final_norm_through_the_config(tmp_path):
-    """mmseg's stock ViT has none: norm_outputs=False needs none, and the activations are mmseg's."""
+    """mmseg's ViT has no final norm by default: norm_outputs=False needs none, and the features equal mmseg's."""
     model = stock_segmentor(patch_bias=True, final_norm=False)
     path = save(model, tmp_path / 'w.pth')
     backbone = PromptedViT('test_vit', path, out_indices=(2, 5), tuning='frozen', norm_outputs=False)
@@ -120,23 +120,23 @@ def test_without_final_norm_through_the_config(tmp_path):
 def test_beit_of_mmseg(tmp_path):
     sizes = dict(img_size=(32, 32), patch_size=8, num_heads=2, init_values=0.1)
     options = dict(embed_dims=32, num_layers=2, norm_cfg=dict(type='LN', eps=1e-6), out_indices=(0, 1))
-    theirs = MODELS.build(dict(type='BEiT', qv_bias=True, **sizes, **options))
-    theirs.init_weights()
-    spread(theirs)
-    torch.save(dict(state_dict={f'backbone.{n}': t for n, t in theirs.state_dict().items()}), tmp_path / 'w.pth')
+    model = MODELS.build(dict(type='BEiT', qv_bias=True, **sizes, **options))
+    model.init_weights()
+    spread(model)
+    torch.save(dict(state_dict={f'backbone.{n}': t for n, t in model.state_dict().items()}), tmp_path / 'w.pth')
     options = dict(embed_dim=32, depth=2, num_classes=0, use_abs_pos_emb=False, use_rel_pos_bias=True)
     trunk = Beit(**sizes, **options).eval()
-    theirs.eval()
+    model.eval()
     line = load_trunk_weights(trunk, 'beit', str(tmp_path / 'w.pth'))
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        found = trunk.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
-        for ours, expected in zip(found, theirs(x), strict=True):
-            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+        features = trunk.forward_intermediates(x, indices=[0, 1], intermediates_only=True)
+        for feature, reference in zip(features, model(x), strict=True):
+            torch.testing.assert_close(feature, reference, rtol=1e-4, atol=1e-4)
     assert 'blocks.0.attn.relative_position_index, blocks.1.attn.relative_position_index' in line
 
 
-class TestOwnCheckpoints:
+class TestCheckpointsOfThisProject:
     def checkpoint(self, path, tuning):
         model = PromptedViT('test_vit', False, out_indices=(5,), prompts=dict(num=2), tuning=tuning, allow_random=True)
         spread(model)
@@ -144,7 +144,7 @@ class TestOwnCheckpoints:
         torch.save(dict(state_dict=state | {'decode_head.conv_seg.weight': torch.ones(2)}), path)
         return model, str(path)
 
-    def test_trunk_is_read_prompts_are_named(self, tmp_path):
+    def test_trunk_is_read_and_prompts_are_skipped(self, tmp_path):
         model, path = self.checkpoint(tmp_path / 'w.pth', 'davpt')
         trunk = build_trunk('test_vit')
         line = load_trunk_weights(trunk, 'test_vit', path)
@@ -154,7 +154,7 @@ class TestOwnCheckpoints:
         assert 'skipped: backbone.prompts (6 tensors), decode_head.conv_seg.weight.' in line
 
     @pytest.mark.parametrize(('tuning', 'part'), [('lora', r'lora\.0\.q'), ('adaptformer', r'adapters\.0\.down')])
-    def test_what_was_tuned_beside_the_trunk_is_not_lost(self, tmp_path, tuning, part):
+    def test_lora_and_adapters_are_not_lost(self, tmp_path, tuning, part):
         _, path = self.checkpoint(tmp_path / 'w.pth', tuning)
         with pytest.raises(WeightsError, match=rf'backbone\.{part}.*not what was trained'):
             load_trunk_weights(build_trunk('test_vit'), 'test_vit', path)
