@@ -42,7 +42,7 @@ GOALS = (
     Goal(
         '20 gated prompts against none',
         'seconds',
-        '20 prompts behind gates, inference',
+        '20 gated prompts, inference',
         'timm trunk, inference',
         1.02,
         1.004,

@@ -128,7 +128,7 @@ GUIDANCE: dict[str, dict[str, Any]] = dict(
 CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
     'timm trunk, inference': (TimmTrunk, {}, 'inference'),
     '20 prompts, inference': (prompted, dict(tuning='vpt_deep'), 'inference'),
-    '20 prompts behind gates, inference': (prompted, dict(tuning='vpt_deep', gate=True), 'inference'),
+    '20 gated prompts, inference': (prompted, dict(tuning='vpt_deep', gate=True), 'inference'),
     'head only': (prompted, dict(tuning='frozen'), 'step'),
     'VPT-Deep tokens, M=20': (concatenated, dict(num=20), 'step'),
     'VPT-Deep tokens, M=100': (concatenated, dict(num=100), 'step'),

@@ -79,7 +79,7 @@ TRUNK = 'all of the trunk'
 TUNED = {
     'timm trunk, inference': 0,
     '20 prompts, inference': 0,
-    '20 prompts behind gates, inference': 0,
+    '20 gated prompts, inference': 0,
     'head only': 0,
     TOKENS: DEPTH * 20 * DIMS,
     'VPT-Deep tokens, M=100': DEPTH * 100 * DIMS,
