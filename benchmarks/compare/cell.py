@@ -1,4 +1,4 @@
-"""One cell of a comparison: train, evaluate, and say what it took."""
+"""One cell of a comparison: train, evaluate, and record results and cost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +21,24 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from mmseg_davpt.apis import library_versions, prepare_test, run_single_scale
-from mmseg_davpt.reports import count_parameters
-from mmseg_davpt.reports.parameters import IN_BACKBONE
 
-from .suite import config_hash
+from ..parameters import count_trainable
+from .hashing import config_hash
 
 _ATTENTION = ('attention_before', 'attention_after')
-FREQUENT = 0.01  # of the labelled pixels that are evaluated on
+FREQUENT = 0.01  # fraction of the labelled pixels from which a class is a frequent one
 
 
 @HOOKS.register_module()
 class PairedHeadsHook(Hook):
     """Give neck and heads the same initial weights for every method that shares a seed.
 
-    Methods draw differently many random numbers while the backbone is built; without this, their heads would differ.
+    Methods draw different amounts of random numbers while the backbone is built; without this hook their heads would
+    start differently.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Initialise them anew, unless the run is resumed."""
+        """Initialise neck and heads again, unless the run is resumed."""
         if runner.iter > 0:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -52,20 +53,21 @@ class PairedHeadsHook(Hook):
                 getattr(model, name).load_state_dict(fresh.state_dict())
 
 
-def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -> dict:
-    """Train and evaluate one cell; goes on from its last checkpoint if it was cut off.
+def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -> dict[str, Any]:
+    """Train and evaluate one cell; an interrupted one is resumed from its last checkpoint.
 
     Args:
         cfg: The cell's config, changed in place.
-        method: Its name.
-        folder: Its folder; ``row.json`` is written there last.
+        method: Name of its method.
+        folder: Folder of the cell; ``row.json`` is written there last.
         keep: Whether to keep the last checkpoint.
 
     Returns:
-        The row.
+        The row: method, seed and config hash; mIoU, aAcc and IoU per class in percent; tuned parameters; seconds per
+        iteration (median) and peak memory in MB; versions and device.
     """
     folder = Path(folder)
-    digest = config_hash(cfg)
+    digest = config_hash(cfg)  # before the folder is filled in
     cfg.work_dir, cfg.resume = str(folder), True
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='PairedHeadsHook')]
     cfg.train_cfg.val_begin = cfg.train_cfg.max_iters + 1  # evaluated once, by _evaluate
@@ -75,7 +77,7 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
     memory = _peak_memory()  # of training
     runner, results = _evaluate(cfg, folder)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    metric = next(part for part in runner.test_evaluator.metrics if getattr(part, 'areas', None) is not None)
+    metric = next(metric for metric in runner.test_evaluator.metrics if getattr(metric, 'areas', None) is not None)
     hub = trained.message_hub
     row = dict(
         method=method,
@@ -84,7 +86,7 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
         mIoU=results['metrics']['mIoU'],
         frequent_mIoU=_frequent(results['classes'], metric.areas[3]),
         aAcc=results['metrics']['aAcc'],
-        IoU={part['name']: part['IoU'] for part in results['classes']},
+        IoU={row['name']: row['IoU'] for row in results['classes']},
         **_tuned(model),
         **{name: hub.get_info(name) for name in _ATTENTION if name in hub.runtime_info},
         iterations=cfg.train_cfg.max_iters,
@@ -101,17 +103,17 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
         (folder / 'last_checkpoint').unlink(missing_ok=True)
         for run in folder.glob('*/vis_data'):
             shutil.rmtree(run.parent)
-    aside = folder / 'row.json.part'
-    aside.write_text(json.dumps(row, indent=2) + '\n')
-    aside.rename(folder / 'row.json')
+    partial = folder / 'row.json.part'
+    partial.write_text(json.dumps(row, indent=2) + '\n')
+    partial.rename(folder / 'row.json')
     return row
 
 
-def _evaluate(cfg: Config, folder: Path) -> tuple[Runner, dict]:
+def _evaluate(cfg: Config, folder: Path) -> tuple[Runner, dict[str, Any]]:
     """Test the last checkpoint, as tools/test.py would.
 
-    Not with the runner that trained: one that was resumed and then tests forgets the averaged weights of EMAHook. In
-    the checkpoint they stand in the place of the model's own.
+    The runner that trained is not used: after a resume it tests without the averaged weights of EMAHook. In the
+    checkpoint the averaged weights have taken the place of the model's.
     """
     cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.resume, cfg.custom_hooks = find_latest_checkpoint(str(folder)), False, []
@@ -121,22 +123,20 @@ def _evaluate(cfg: Config, folder: Path) -> tuple[Runner, dict]:
 
 
 def _tuned(model: nn.Module) -> dict[str, float]:
-    counts = {part: tuned for part, (tuned, _) in count_parameters(model).items()}
     trunk = sum(parameter.numel() for parameter in model.backbone.trunk.parameters())
-    inside = sum(counts[part] for part in IN_BACKBONE)
-    return dict(
-        tuned_trunk=inside, tuned_heads=sum(counts.values()) - inside, trunk_share=round(100 * inside / trunk, 4)
-    )
+    inside, outside = count_trainable(model)
+    return dict(tuned_trunk=inside, tuned_heads=outside, trunk_share=round(100 * inside / trunk, 4))
 
 
-def _frequent(classes: list[dict], labelled: torch.Tensor) -> float:
-    """Mean IoU of the classes that have at least one percent of the labelled pixels."""
-    share = labelled / labelled.sum()
-    return round(float(np.mean([part['IoU'] for part, own in zip(classes, share) if own >= FREQUENT])), 2)
+def _frequent(classes: list[dict[str, Any]], labelled: torch.Tensor) -> float:
+    """Mean IoU of the frequent classes; ``labelled`` are the pixels of each class, ``(C,)``."""
+    fractions = (labelled / labelled.sum()).tolist()
+    ious = [row['IoU'] for row, fraction in zip(classes, fractions) if fraction >= FREQUENT]
+    return round(float(np.mean(ious)), 2)
 
 
 def _peak_memory() -> int:
-    """MB: of the allocator on a GPU, resident in this process on a CPU."""
+    """In MB: the allocator's on a GPU, the resident set of this process on a CPU."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 2**20)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

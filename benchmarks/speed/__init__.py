@@ -1,4 +1,4 @@
-"""Speed and memory, measured on the same work in one run."""
+"""Speed and memory, measured on the same workload in one run."""
 
 from .assignment import assignment_cost, exchange, exchanged_bytes, format_assignment, ring_seconds
 from .components import (
@@ -15,14 +15,17 @@ from .components import (
 from .goals import GOALS, Goal, case_table, check_goals, goal_table, plot
 from .measure import Case, environment, measurement, peak_memory, ratio, time_rounds
 from .profile import format_profile, profile_cases
+from .runner import PARTS, Options, fill_document, run_benchmark
 from .trunk import CASES, PromptTokens, available_cases, build_case, trunk_cost
 from .workload import Workload
 
 __all__ = [
     'CASES',
     'GOALS',
+    'PARTS',
     'Case',
     'Goal',
+    'Options',
     'PromptTokens',
     'Workload',
     'assignment_cost',
@@ -36,6 +39,7 @@ __all__ = [
     'evaluation_cost',
     'exchange',
     'exchanged_bytes',
+    'fill_document',
     'format_assignment',
     'format_data',
     'format_evaluation',
@@ -50,6 +54,7 @@ __all__ = [
     'profile_cases',
     'ratio',
     'ring_seconds',
+    'run_benchmark',
     'time_rounds',
     'trunk_cost',
     'workers',

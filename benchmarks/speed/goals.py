@@ -1,10 +1,11 @@
-"""What the ratios should be, and tables and pictures of what they are."""
+"""Goals for ratios of cases, and tables and plots of the measured ratios."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .measure import ratio
 
@@ -14,13 +15,13 @@ class Goal:
     """One ratio of two cases.
 
     Attributes:
-        name: What it says.
+        name: First column of the table.
         measure: ``seconds`` of a call, or ``growth`` (peak memory) or ``growth_adamw`` (with AdamW's state).
         numerator: A case.
         denominator: A case.
-        most: The ratio should be no larger.
-        limit: What arithmetic allows, if it says anything.
-        arch: Only trunks whose name begins so have this goal.
+        most: Largest ratio that meets the goal.
+        limit: Smallest ratio that the number of operations allows, if known.
+        arch: Start of the names of the trunks that have this goal; empty for all.
     """
 
     name: str
@@ -41,15 +42,15 @@ GOALS = (
     Goal(
         '20 gated prompts against none',
         'seconds',
-        '20 prompts behind gates, inference',
+        '20 gated prompts, inference',
         'timm trunk, inference',
         1.02,
         1.004,
     ),
     Goal('DA-VPT against VPT-Deep', 'seconds', 'DA-VPT', _KV.format(20), 1.02, 1.0),
     Goal('DA-VPT against VPT-Deep', 'growth', 'DA-VPT', _KV.format(20), 1.02, 1.0),
-    Goal('DA-VPT with gates against VPT-Deep', 'seconds', 'DA-VPT, gates', _KV.format(20), 1.02, 1.0),
-    Goal('DA-VPT with gates against VPT-Deep', 'growth', 'DA-VPT, gates', _KV.format(20), 1.02, 1.0),
+    Goal('gated DA-VPT against VPT-Deep', 'seconds', 'gated DA-VPT', _KV.format(20), 1.02, 1.0),
+    Goal('gated DA-VPT against VPT-Deep', 'growth', 'gated DA-VPT', _KV.format(20), 1.02, 1.0),
     Goal(f'{_CONCATENATION}, M=100', 'seconds', _KV.format(100), _TOKENS.format(100), 0.94, 0.91),
     Goal(f'{_CONCATENATION}, M=100', 'growth', _KV.format(100), _TOKENS.format(100), 1.0),
     Goal(f'{_CONCATENATION}, M=20', 'growth', _KV.format(20), _TOKENS.format(20), 1.0),
@@ -63,12 +64,12 @@ GOALS = (
 MEASURES = dict(seconds='time', growth='peak memory', growth_adamw="peak memory with AdamW's state")
 
 
-def check_goals(arch: str, results: Mapping[str, Mapping]) -> list[dict]:
+def check_goals(arch: str, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Ratios of the goals whose cases were measured.
 
     Args:
         arch: timm name of the trunk.
-        results: Case -> ``times``, the seconds of each round, and ``memory``, the figures in MB.
+        results: Case -> ``times`` (seconds of each round) and ``memory`` (figures in MB), as from ``trunk_cost``.
 
     Returns:
         For each goal ``ratio``, its interquartile range ``iqr`` over the rounds (``None`` for memory, which does not
@@ -80,14 +81,16 @@ def check_goals(arch: str, results: Mapping[str, Mapping]) -> list[dict]:
         if a is None or b is None:
             continue
         if goal.measure == 'seconds':
-            found = ratio(a['times'], b['times'])
+            measured = ratio(a['times'], b['times'])
         elif goal.measure in (a['memory'] or {}) and goal.measure in (b['memory'] or {}):
-            found = dict(median=a['memory'][goal.measure] / b['memory'][goal.measure], iqr=None)
+            measured = dict(median=a['memory'][goal.measure] / b['memory'][goal.measure], iqr=None)
         else:
             continue
-        met = found['median'] <= goal.most if arch.startswith(goal.arch) else None
+        met = measured['median'] <= goal.most if arch.startswith(goal.arch) else None
         row = dict(name=goal.name, measure=goal.measure, numerator=goal.numerator, denominator=goal.denominator)
-        rows.append(row | dict(ratio=found['median'], iqr=found['iqr'], most=goal.most, limit=goal.limit, met=met))
+        rows.append(
+            row | dict(ratio=measured['median'], iqr=measured['iqr'], most=goal.most, limit=goal.limit, met=met)
+        )
     return rows
 
 
@@ -103,34 +106,35 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def goal_table(goals: Sequence[Mapping]) -> str:
-    """Ratios against goals in Markdown."""
+def goal_table(goals: Sequence[Mapping[str, Any]]) -> str:
+    """Ratios against goals as Markdown."""
     verdict = {True: 'yes', False: 'no', None: 'no goal for this trunk'}
     rows = []
     for goal in goals:
         spread = '' if goal['iqr'] is None else f' (IQR {goal["iqr"]:.3f})'
         limit = None if goal['limit'] is None else f'{goal["limit"]:.3f}'
-        own = f'{goal["ratio"]:.3f}{spread}', f'<= {goal["most"]:.2f}', limit, verdict[goal['met']]
-        rows.append((goal['name'], MEASURES[goal['measure']], *own))
-    return table(('what', 'measure', 'ratio', 'goal', 'arithmetic limit', 'met'), rows)
+        measured = f'{goal["ratio"]:.3f}{spread}'
+        most = f'<= {goal["most"]:.2f}'
+        rows.append((goal['name'], MEASURES[goal['measure']], measured, most, limit, verdict[goal['met']]))
+    return table(('cases', 'measure', 'ratio', 'goal', 'arithmetic limit', 'met'), rows)
 
 
-def case_table(results: Mapping[str, Mapping]) -> str:
-    """Time and memory of every case in Markdown."""
+def case_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Time and memory of every case as Markdown."""
     rows = []
-    for name, own in results.items():
-        memory = own['memory'] or {}
+    for name, case in results.items():
+        memory = case['memory'] or {}
         figures = [memory.get(key) and f'{memory[key]:.0f}' for key in ('growth', 'growth_adamw', 'peak')]
-        rows.append((name, own['learns'], f'{own["seconds"]:.4g}', f'{own["iqr"]:.2g}', *figures))
+        rows.append((name, case['trainable'], f'{case["seconds"]:.4g}', f'{case["iqr"]:.2g}', *figures))
     return table(('case', 'tuned', 's', 'IQR', 'memory, MB', 'with AdamW, MB', 'whole process, MB'), rows)
 
 
-def plot(runs: Sequence[Mapping], path: str | Path) -> None:
-    """Bars of time and memory, one row of panels a run.
+def plot(runs: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Bars of time and memory, one row of panels per run.
 
     Args:
         runs: ``title`` and ``results``, as for :func:`check_goals`.
-        path: Where to write the picture.
+        path: Path of the picture.
     """
     from matplotlib.figure import Figure
 
@@ -138,10 +142,10 @@ def plot(runs: Sequence[Mapping], path: str | Path) -> None:
     for axes, run in zip(figure.subplots(len(runs), 2, sharey='row', squeeze=False), runs):
         names = list(run['results'])
         results = [run['results'][name] for name in names]
-        axes[0].barh(names, [own['seconds'] for own in results], xerr=[own['iqr'] / 2 for own in results])
+        axes[0].barh(names, [case['seconds'] for case in results], xerr=[case['iqr'] / 2 for case in results])
         axes[0].set(xlabel='seconds, median and interquartile range', title=run['title'])
         for label, key, alpha in (("with AdamW's state", 'growth_adamw', 0.4), ('without', 'growth', 1.0)):
-            values = [(own['memory'] or {}).get(key, 0) for own in results]
+            values = [(case['memory'] or {}).get(key, 0) for case in results]
             axes[1].barh(names, values, alpha=alpha, label=label, color='tab:orange')
         axes[1].set(xlabel='peak memory, MB')
         axes[1].legend()

@@ -1,4 +1,4 @@
-"""How time and memory are measured."""
+"""Measurement of time and memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.layers import use_fused_attn
@@ -25,7 +26,7 @@ from torch.utils import benchmark
 from mmseg_davpt.apis import library_versions
 
 MB = 1e6
-Timed = Callable[[Mapping[str, Callable[[], object]]], dict[str, benchmark.Measurement]]  # time_rounds, its rounds set
+Timed = Callable[[Mapping[Any, Callable[[], object]]], dict[Any, benchmark.Measurement]]  # time_rounds with its rounds
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _STATUS, _CLEAR = Path('/proc/self/status'), Path('/proc/self/clear_refs')
 
@@ -35,13 +36,13 @@ class Case:
     """Something to measure; calling it does the work once.
 
     Attributes:
-        work: Forward and, where something learns, backward.
-        learns: Parameters that get gradients; they are dropped after each call, as an optimizer's ``zero_grad`` does.
-        model: What ``work`` runs, if anybody wants to look at it.
+        work: The forward pass and, with trainable parameters, the backward pass.
+        trainable: Parameters that get gradients; the gradients are dropped after each call, as by ``zero_grad``.
+        model: The model that ``work`` runs.
     """
 
     work: Callable[[], object]
-    learns: list[nn.Parameter] = field(default_factory=list)
+    trainable: list[nn.Parameter] = field(default_factory=list)
     model: nn.Module | None = None
 
     def __call__(self, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -49,26 +50,26 @@ class Case:
         self.work()
         if optimizer is not None:
             optimizer.step()
-        for parameter in self.learns:
+        for parameter in self.trainable:
             parameter.grad = None
 
 
 def time_rounds(
-    runs: Mapping[str, Callable[[], object]], rounds: int, min_seconds: float = 0.2
-) -> dict[str, benchmark.Measurement]:
-    """Time all runs in turn, round by round, so that a slow moment of the machine meets all of them.
+    runs: Mapping[Any, Callable[[], object]], rounds: int, min_seconds: float = 0.2
+) -> dict[Any, benchmark.Measurement]:
+    """Time all runs in turn, round by round, so that a slow moment of the machine affects all of them.
 
-    A first round warms up, a second one finds how many calls fill ``min_seconds``. Each round has its own random order.
-    ``benchmark.timer`` waits for the device. (``benchmark.Timer.timeit`` would warm up twice more before every single
-    measurement, which triples steps that take seconds.)
+    The first round warms up, the second one counts how many calls fill ``min_seconds``. Each round has another random
+    order. ``benchmark.timer`` waits for the device. (``benchmark.Timer.timeit`` would warm up twice more before every
+    measurement, which triples the time of slow steps.)
 
     Args:
-        runs: Name -> what to time.
+        runs: Name -> the function to time.
         rounds: Number of rounds that count.
         min_seconds: Shorter runs are repeated within a round.
 
     Returns:
-        Name -> measurement; ``times[r]`` are the seconds a call in round ``r``.
+        Name -> measurement; ``times[r]`` are the seconds per call in round ``r``.
     """
     numbers = {}
     for run in runs.values():
@@ -97,7 +98,7 @@ def measurement(name: str, values: list[float], number: int = 1) -> benchmark.Me
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-    """Median and interquartile range of the ratios of the same rounds: what both met cancels."""
+    """Median and interquartile range of the ratios within each round, which cancels what slows both."""
     ratios = measurement('ratio', [a / b for a, b in zip(numerator, denominator, strict=True)])
     return dict(median=ratios.median, iqr=ratios.iqr)
 
@@ -110,20 +111,20 @@ def peak_memory(build: Callable[[], Case], warm: Callable[[], Case], device: str
     processes are forked from one that has only imported; a GPU's are spawned, because CUDA survives no fork.
 
     Args:
-        build: Makes the case in that process; to be pickled.
-        warm: Makes the tiny case.
+        build: Makes the case in the fresh process; is pickled.
+        warm: Makes the tiny case; is pickled.
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        In MB: ``growth``, and ``peak`` from zero; where something learns also ``growth_adamw`` and ``peak_adamw``, with
-        AdamW's steps and state.
+        In MB: ``growth``, and ``peak`` from zero; with trainable parameters also ``growth_adamw`` and ``peak_adamw``,
+        with AdamW's steps and state.
     """
     with ProcessPoolExecutor(1, mp_context=fresh_processes(device)) as pool:
         return pool.submit(_peak_memory, build, warm, device, torch.get_num_threads()).result()
 
 
 def fresh_processes(device: str) -> BaseContext:
-    """How processes start that have imported, and done nothing else."""
+    """Context for processes that have imported this module, and done nothing else."""
     context = get_context('spawn' if device == 'cuda' else 'forkserver')
     if device == 'cpu':
         context.set_forkserver_preload([__name__])
@@ -143,9 +144,9 @@ def _peak_memory(build: Callable[[], Case], warm: Callable[[], Case], device: st
     for _ in range(2):
         case()
     peaks = {'': _memory_peak(device)}
-    if case.learns:
+    if case.trainable:
         _forget_peak(device)
-        optimizer = torch.optim.AdamW(case.learns)
+        optimizer = torch.optim.AdamW(case.trainable)
         for _ in range(2):  # the first step makes the state
             case(optimizer)
         peaks['_adamw'] = _memory_peak(device)
@@ -175,7 +176,7 @@ def _memory_peak(device: str) -> int:
         return torch.cuda.max_memory_allocated()
     if _STATUS.exists():
         return _status('VmHWM')
-    # Not Linux: a peak that nobody can reset; what the imports took at most stays in it.
+    # Not Linux: the peak cannot be reset, and includes the peak of the imports.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
@@ -185,7 +186,7 @@ def _status(key: str) -> int:
 
 
 def environment(device: str) -> dict[str, object]:
-    """What a measurement is worth nothing without: the device's name, threads, versions."""
+    """The device's name, threads, attention kernel and library versions."""
     cpu = platform.processor() or platform.machine()
     if Path('/proc/cpuinfo').exists():
         lines = Path('/proc/cpuinfo').read_text().splitlines()

@@ -1,4 +1,4 @@
-"""The cases: the same images through one trunk, tuned in every way."""
+"""The cases: the same images through one trunk, with every way of tuning."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from mmengine.registry import init_default_scope
@@ -24,46 +25,48 @@ from .measure import Case, Timed, peak_memory
 from .workload import TINY, Workload, light_head, samples, shape
 
 
-def prompted(load: Workload, num: int = 20, late: bool = False, gate: bool = False, **options: object) -> PromptedViT:
-    """Our backbone; ``late`` puts the prompts into the last third of the blocks, ``gate`` behind gates."""
-    blocks = tuple(range(load.depth - load.depth // 3, load.depth)) if late else 'all'
+def prompted(
+    workload: Workload, num: int = 20, late: bool = False, gate: bool = False, **options: object
+) -> PromptedViT:
+    """The backbone of this project; ``late``: prompts in the last third of the blocks only; ``gate``: gated prompts."""
+    blocks = tuple(range(workload.depth - workload.depth // 3, workload.depth)) if late else 'all'
     return PromptedViT(
-        load.arch,
+        workload.arch,
         pretrained=False,
         allow_random=True,
-        img_size=load.side * load.patch,
-        out_indices=load.activations,
+        img_size=workload.side * workload.patch,
+        out_indices=workload.activations,
         prompts=dict(num=num, blocks=blocks, gate=gate),
         **options,
     )
 
 
 class TimmTrunk(nn.Module):
-    """timm's trunk as it is: the bound of what a prompted one can reach."""
+    """timm's unchanged trunk: the bound for prompted ones."""
 
-    def __init__(self, load: Workload) -> None:
+    def __init__(self, workload: Workload) -> None:
         super().__init__()
-        self.trunk = build_trunk(load.arch, load.side * load.patch).requires_grad_(False)
-        self.activations = list(load.activations)
+        self.trunk = build_trunk(workload.arch, workload.side * workload.patch).requires_grad_(False)
+        self.activations = list(workload.activations)
 
     def forward(self, x: Tensor) -> Sequence[Tensor]:
         """Maps ``(B, D, h, w)`` of images ``(B, 3, H, W)``."""
         return self.trunk.forward_intermediates(x, indices=self.activations, norm=True, intermediates_only=True)
 
 
-def stock(load: Workload, full: bool = False) -> VisionTransformer:
-    """The ViT of mmseg itself, of the same shape."""
-    block = shape(load.arch).blocks[0]
+def stock(workload: Workload, full: bool = False) -> VisionTransformer:
+    """The ViT of mmseg, with the same sizes."""
+    block = shape(workload.arch).blocks[0]
     init_default_scope('mmseg')
     model = VisionTransformer(
-        img_size=load.side * load.patch,
-        patch_size=load.patch,
+        img_size=workload.side * workload.patch,
+        patch_size=workload.patch,
         patch_bias=True,
-        embed_dims=load.dims,
-        num_layers=load.depth,
+        embed_dims=workload.dims,
+        num_layers=workload.depth,
         num_heads=block.attn.num_heads,
-        mlp_ratio=block.mlp.fc1.out_features // load.dims,
-        out_indices=load.activations,
+        mlp_ratio=block.mlp.fc1.out_features // workload.dims,
+        out_indices=workload.activations,
         final_norm=True,
         norm_cfg=dict(type='LN', eps=block.norm1.eps),
     )
@@ -72,26 +75,26 @@ def stock(load: Workload, full: bool = False) -> VisionTransformer:
 
 
 class PromptTokens(nn.Module):
-    """VPT-Deep word for word: each block runs on ``[tokens, P]``, what comes out for the prompts is dropped.
+    """VPT-Deep in its literal form: each block runs on ``[tokens, P]``, and its outputs for the prompts are dropped.
 
-    The reference of the benchmark. Prompts stand last, which attention without positions cannot tell from VPT's place
-    behind the class token, and which spares a copy: one concatenation a block.
+    The reference of the benchmark. Prompts are last in the sequence: without positions, attention gives the same result
+    as with VPT's place behind the class token, and it saves a copy: one concatenation per block.
 
     Args:
         model: A frozen backbone; its blocks are hooked.
-        blocks: They map ``(B, T, D)`` to the same shape.
-        num: Prompts a block.
+        blocks: The blocks of ``model``; each maps ``(B, T, D)`` to the same shape.
+        num: Prompts per block.
         width: ``D``.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[nn.Module], num: int, width: int) -> None:
         super().__init__()
         if any(hasattr(block.attn, 'rotate_half') or hasattr(block.attn, 'window_size') for block in blocks):
-            raise ValueError('prompts as tokens are written for absolute positions: choose an arch that has them')
+            raise ValueError('prompts as tokens need absolute positions: choose another arch')
         self.model = model
         self.prompts = nn.ParameterList(torch.randn(num, width) * 0.02 for _ in blocks)
-        for block, own in zip(blocks, self.prompts):
-            block.register_forward_pre_hook(functools.partial(self._join, own))
+        for block, prompts in zip(blocks, self.prompts):
+            block.register_forward_pre_hook(functools.partial(self._join, prompts))
             block.register_forward_hook(lambda _, __, out: out[:, :-num])
 
     @staticmethod
@@ -103,26 +106,29 @@ class PromptTokens(nn.Module):
         return self.model(x)
 
 
-def concatenated(load: Workload, num: int) -> PromptTokens:
+def concatenated(workload: Workload, num: int) -> PromptTokens:
     """Prompts as tokens of the same trunk."""
-    model = prompted(load, tuning='frozen')
-    return PromptTokens(model, model.trunk.blocks, num, load.dims)
+    model = prompted(workload, tuning='frozen')
+    return PromptTokens(model, model.trunk.blocks, num, workload.dims)
 
 
-def stock_prompted(load: Workload, num: int = 20) -> PromptTokens:
+def stock_prompted(workload: Workload, num: int = 20) -> PromptTokens:
     """Prompts as tokens of mmseg's ViT."""
-    model = stock(load)
-    return PromptTokens(model, model.layers, num, load.dims)
+    model = stock(workload)
+    return PromptTokens(model, model.layers, num, workload.dims)
 
 
-# The guidance of guided cases: the class's defaults are the paper's.
-GUIDANCE = dict(paper={}, recipe=dict(sample_space='query', prompt_space='key', center_prototypes=True))
+# The guidance of guided cases; the defaults of the class are the paper's. DA-VPT: the paper's method. Gated DA-VPT: the
+# recipe of configs/.
+GUIDANCE: dict[str, dict[str, Any]] = dict(
+    paper={}, gated=dict(sample_space='query', prompt_space='key', center_prototypes=True)
+)
 
-# Name -> the model, its options, and what it does: infer, step, or step with one of the guidances.
-CASES: dict[str, tuple[Callable[..., nn.Module], Mapping, str]] = {
+# Name -> the model, its options, and the work: inference, a step, or a step with one kind of guidance.
+CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
     'timm trunk, inference': (TimmTrunk, {}, 'inference'),
     '20 prompts, inference': (prompted, dict(tuning='vpt_deep'), 'inference'),
-    '20 prompts behind gates, inference': (prompted, dict(tuning='vpt_deep', gate=True), 'inference'),
+    '20 gated prompts, inference': (prompted, dict(tuning='vpt_deep', gate=True), 'inference'),
     'head only': (prompted, dict(tuning='frozen'), 'step'),
     'VPT-Deep tokens, M=20': (concatenated, dict(num=20), 'step'),
     'VPT-Deep tokens, M=100': (concatenated, dict(num=100), 'step'),
@@ -132,7 +138,7 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping, str]] = {
     'VPT-Deep k/v, M=20, last third': (prompted, dict(tuning='vpt_deep', late=True), 'step'),
     'VPT-Deep k/v, M=20, with_cp': (prompted, dict(tuning='vpt_deep', with_cp=True), 'step'),
     'DA-VPT': (prompted, dict(tuning='davpt'), 'paper'),
-    'DA-VPT, gates': (prompted, dict(tuning='davpt', gate=True), 'recipe'),
+    'gated DA-VPT': (prompted, dict(tuning='davpt', gate=True), 'gated'),
     'DA-VPT+': (prompted, dict(tuning='davpt_plus'), 'paper'),
     'LoRA': (prompted, dict(tuning='lora'), 'step'),
     'full tuning': (prompted, dict(tuning='full'), 'step'),
@@ -143,54 +149,55 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping, str]] = {
 
 
 def available_cases() -> list[str]:
-    """All cases; without LoRA where its library is not installed."""
+    """All cases; without LoRA if peft is not installed."""
     return [name for name in CASES if name != 'LoRA' or find_spec('peft')]
 
 
-def build_case(name: str, load: Workload, weights: dict | None = None) -> Case:
+def build_case(name: str, workload: Workload, weights: dict[type, Any] | None = None) -> Case:
     """Make one of :data:`CASES`.
 
     Args:
-        name: Its name.
-        load: What it works on.
-        weights: Filled by the first case of a kind of trunk and shared by the others, so that all fit into memory.
-            Nobody changes them while time is measured.
+        name: Name of the case.
+        workload: Model size, images and device.
+        weights: Filled by the first case of a kind of trunk and shared with the others, so that all fit into memory.
+            They do not change while time is measured.
     """
     make, options, kind = CASES[name]
     torch.manual_seed(0)
-    model = make(load, **options).to(load.device)
+    model = make(workload, **options).to(workload.device)
     model.train(kind != 'inference')  # mmseg's ViT returns nothing here
     if weights is not None:
         _share(model, weights)
-    images = load.images()
+    images = workload.images()
     if kind == 'inference':
-        return Case(functools.partial(_infer, model, images, load), model=model)
-    torch.manual_seed(0)  # models draw differently often
-    gradients = torch.randn(load.batch, load.dims, load.side, load.side).to(load.device)
+        return Case(functools.partial(_infer, model, images, workload), model=model)
+    torch.manual_seed(0)  # models draw different amounts of random numbers
+    gradients = torch.randn(workload.batch, workload.dims, workload.side, workload.side).to(workload.device)
     head = guidance = None
     if kind in GUIDANCE:
-        guidance = MetricGuidance(load.classes, **GUIDANCE[kind])
+        guidance = MetricGuidance(workload.classes, **GUIDANCE[kind])
         guidance.bind(model.prompt_counts, model.embed_dims)
-        for part in guidance.assignments:
-            part.assignment.copy_(torch.arange(load.classes) % len(part.centroids))
-        guidance.to(load.device)
-    if load.head:
+        for assignment in guidance.assignments:
+            assignment.assignment.copy_(torch.arange(workload.classes) % len(assignment.centroids))
+        guidance.to(workload.device)
+    if workload.head:
         init_default_scope('mmseg')
-        head = MODELS.build(light_head(load)).to(load.device).train()
-    learns = [p for part in (model, head) if part is not None for p in part.parameters() if p.requires_grad]
-    step = functools.partial(_step, model, guidance, head, images, load.labels(), gradients, load)
-    return Case(step, learns, model)
+        head = MODELS.build(light_head(workload)).to(workload.device).train()
+    modules = [module for module in (model, head) if module is not None]
+    trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
+    step = functools.partial(_step, model, guidance, head, images, workload.labels(), gradients, workload)
+    return Case(step, trainable, model)
 
 
-def _share(model: nn.Module, weights: dict) -> None:
-    for part in model.modules():
-        if isinstance(part, (*SUPPORTED, VisionTransformer)):
-            part.load_state_dict(weights.setdefault(type(part), part.state_dict()), assign=True)
+def _share(model: nn.Module, weights: dict[type, Any]) -> None:
+    for module in model.modules():
+        if isinstance(module, (*SUPPORTED, VisionTransformer)):
+            module.load_state_dict(weights.setdefault(type(module), module.state_dict()), assign=True)
 
 
 @torch.no_grad()
-def _infer(model: nn.Module, images: Tensor, load: Workload) -> Sequence[Tensor]:
-    with load.autocast():
+def _infer(model: nn.Module, images: Tensor, workload: Workload) -> Sequence[Tensor]:
+    with workload.autocast():
         return model(images)
 
 
@@ -201,15 +208,15 @@ def _step(
     images: Tensor,
     labels: Tensor,
     gradients: Tensor,
-    load: Workload,
+    workload: Workload,
 ) -> None:
     """Forward and backward, as in ``PromptedEncoderDecoder.loss``."""
-    with load.autocast():
+    with workload.autocast():
         with nullcontext({}) if guidance is None else model.record(guidance.blocks) as activations:
             maps = model(images)
         losses = []
         if guidance is not None:
-            losses += guidance(activations, patch_class_fractions(labels, load.patch, load.classes)).values()
+            losses += guidance(activations, patch_class_fractions(labels, workload.patch, workload.classes)).values()
         if head is not None:
             losses.append(head.loss(maps, samples(labels), {})['loss_ce'])
     roots = [(loss, None) for loss in losses]
@@ -219,29 +226,31 @@ def _step(
         torch.autograd.backward(*zip(*roots))
 
 
-def trunk_cost(load: Workload, names: Sequence[str], timed: Timed, memory: bool = True) -> dict[str, dict]:
+def trunk_cost(
+    workload: Workload, names: Sequence[str], timed: Timed, memory: bool = True
+) -> dict[str, dict[str, Any]]:
     """Time the cases together, then measure the memory of each by itself.
 
     Returns:
-        Case -> ``seconds`` (median), ``iqr``, ``times`` (one a round), ``learns`` (number of tuned parameters, light
-        head included) and ``memory`` (MB; ``None`` if it was not wanted).
+        Case -> ``seconds`` (median), ``iqr``, ``times`` (one per round), ``trainable`` (number of trainable parameters,
+        light head included) and ``memory`` (MB; ``None`` without ``memory``).
     """
-    weights: dict = {}
-    cases = {name: build_case(name, load, weights) for name in names}
+    weights: dict[type, Any] = {}
+    cases = {name: build_case(name, workload, weights) for name in names}
     times = timed(cases)
-    learns = {name: sum(p.numel() for p in case.learns) for name, case in cases.items()}
+    trainable = {name: sum(p.numel() for p in case.trainable) for name, case in cases.items()}
     del cases, weights
     gc.collect()  # hooks make cycles
     torch.cuda.empty_cache()
-    small = dataclasses.replace(load, arch=TINY, size=64, batch=1)
-    found = {}
+    small = dataclasses.replace(workload, arch=TINY, size=64, batch=1)
+    results = {}
     for name in names:
-        builds = functools.partial(build_case, name, load), functools.partial(build_case, name, small)
-        found[name] = dict(
+        builds = functools.partial(build_case, name, workload), functools.partial(build_case, name, small)
+        results[name] = dict(
             seconds=times[name].median,
             iqr=times[name].iqr,
             times=times[name].times,
-            learns=learns[name],
-            memory=peak_memory(*builds, load.device) if memory else None,
+            trainable=trainable[name],
+            memory=peak_memory(*builds, workload.device) if memory else None,
         )
-    return found
+    return results

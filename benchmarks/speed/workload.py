@@ -1,4 +1,4 @@
-"""What all cases work on."""
+"""The work that is the same for all cases: model size, images, labels, precision."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from mmseg_davpt.trunks import build_trunk
 
-TINY = 'test_vit'  # timm's, of 1 MB: to load libraries with, before memory is measured
+TINY = 'test_vit'  # timm's trunk of 1 MB, to load libraries before memory is measured
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What all cases work on.
+    """The work that is the same for all cases.
 
     Attributes:
-        arch: timm name; random weights, which cost what trained ones cost.
+        arch: timm name. Weights are random; they cost as much as trained ones.
         size: Height and width of the images in pixels.
-        batch: Images.
+        batch: Number of images.
         dtype: ``float32``, or ``bfloat16`` for autocast.
         device: ``cpu`` or ``cuda``.
-        head: The same light stock head behind every case; without it, gradients are given to the maps.
+        head: Whether every case has the same light stock head; without it, the maps get fixed gradients.
         classes: Number of classes ``C``.
     """
 
@@ -45,7 +45,7 @@ class Workload:
 
     @property
     def side(self) -> int:
-        """Patches a side."""
+        """Patches per side."""
         return math.ceil(self.size / self.patch)
 
     @property
@@ -60,13 +60,13 @@ class Workload:
 
     @property
     def activations(self) -> tuple[int, ...]:
-        """Blocks whose outputs are read: the end of each quarter."""
+        """Blocks whose outputs are used: the last block of each quarter."""
         return tuple(self.depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
 
     def images(self) -> Tensor:
         """``(B, 3, H, W)``, the same for all cases."""
-        draw = torch.Generator().manual_seed(1)
-        return torch.randn(self.batch, 3, self.size, self.size, generator=draw).to(self.device)
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(self.batch, 3, self.size, self.size, generator=generator).to(self.device)
 
     def labels(self) -> Tensor:
         """Class ids ``(B, H, W)`` in cells of 32 pixels."""
@@ -75,28 +75,28 @@ class Workload:
         return cells.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, : self.size, : self.size].to(self.device)
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision, as ``dtype`` says."""
+        """Mixed precision according to ``dtype``."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == 'bfloat16')
 
 
 @functools.cache
 def shape(arch: str) -> nn.Module:
-    """The trunk without values, to read its sizes from."""
+    """The trunk on the meta device, for its sizes."""
     with torch.device('meta'):
         return build_trunk(arch)
 
 
-def light_head(load: Workload) -> dict:
+def light_head(workload: Workload) -> dict:
     """Config of a small stock head."""
     return dict(
         type='FCNHead',
-        in_channels=load.dims,
+        in_channels=workload.dims,
         in_index=3,
         channels=64,
         num_convs=1,
         kernel_size=1,
         concat_input=False,
-        num_classes=load.classes,
+        num_classes=workload.classes,
         norm_cfg=dict(type='BN'),
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss'),
@@ -104,7 +104,7 @@ def light_head(load: Workload) -> dict:
 
 
 def samples(labels: Tensor) -> list[SegDataSample]:
-    """Class ids ``(B, H, W)`` as the samples of mmseg."""
+    """Class ids ``(B, H, W)`` as samples of mmseg."""
     size = tuple(labels.shape[-2:])
     meta = dict(img_shape=size, ori_shape=size, pad_shape=size)
-    return [SegDataSample(gt_sem_seg=PixelData(data=own[None]), metainfo=meta) for own in labels]
+    return [SegDataSample(gt_sem_seg=PixelData(data=label[None]), metainfo=meta) for label in labels]

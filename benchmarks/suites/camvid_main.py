@@ -1,14 +1,24 @@
-# The main table: validation images, every method at the rate that the selection slice chose (docs/evidence.md).
+# The main table, on the validation images. Each method has the rate that was chosen on the selection slice
+# (benchmarks/results/comparison.md).
 config = 'configs/davpt_linear_camvid.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 __num, __gate = 'model.backbone.prompts.num', 'model.backbone.prompts.gate'
-common = {'optim_wrapper.optimizer.lr': __head, __lr_mult: 2e-3 / __head, __gate: False}
-__paper, __scores = ('attn_out', 'query'), ('query', 'key')  # samples - prompts
+common = {'optim_wrapper.optimizer.lr': __head, __lr_mult: 2e-3 / __head}
+__paper, __scores = ('attn_out', 'query'), ('query', 'key')  # sample space, prompt space
 
 
-def __alone(tuning: str) -> dict:
-    return {'model.backbone.tuning': tuning, 'model.guidance': None, 'model.backbone.prompts.init': 'xavier'}
+def __without_prompts(tuning: str) -> dict:
+    return {'model.backbone.tuning': tuning, 'model.backbone.prompts': None, 'model.guidance': None}
+
+
+def __unguided(tuning: str, gate: bool = False) -> dict:
+    return {
+        'model.backbone.tuning': tuning,
+        'model.backbone.prompts.init': 'xavier',
+        __gate: gate,
+        'model.guidance': None,
+    }
 
 
 def __guided(tuning: str, pairing: tuple[str, str], weight: float, gate: bool) -> dict:
@@ -25,9 +35,9 @@ def __guided(tuning: str, pairing: tuple[str, str], weight: float, gate: bool) -
 
 
 methods = {
-    'VPT-Deep': __alone('vpt_deep'),
+    'VPT-Deep': __unguided('vpt_deep'),
     'VPT-Deep, prototype init': __guided('davpt', __paper, 0.0, gate=False),
-    'VPT-Deep, gates': {**__alone('vpt_deep'), __gate: True},
+    'VPT-Deep, gates': __unguided('vpt_deep', gate=True),
     'VPT-Deep, prototype init, gates': __guided('davpt', __paper, 0.0, gate=True),
     'DA-VPT, attn_out - query, 0.005, no gates': __guided('davpt', __paper, 0.005, gate=False),
     'DA-VPT+, attn_out - query, 0.005, no gates': __guided('davpt_plus', __paper, 0.005, gate=False),
@@ -37,16 +47,27 @@ methods = {
     'DA-VPT': __guided('davpt', __scores, 0.05, gate=True),
     'DA-VPT+': __guided('davpt_plus', __scores, 0.05, gate=True),
     'DA-VPT, all biases': __guided('vpt_bias', __scores, 0.05, gate=True),
-    'full': {**__alone('full'), __lr_mult: 2e-5 / __head},
-    'LoRA q,v': __alone('lora'),
-    'bias': __alone('bias'),
-    'VPT + bias': __alone('vpt_bias'),
-    'head only': __alone('frozen'),
-    'AdaptFormer': __alone('adaptformer'),
-    'LoRA qkv+proj': {**__alone('lora_all'), __lr_mult: 5e-4 / __head},
-    # At VPT-Deep's rate: their own were not searched.
-    'VPT-Shallow': __alone('vpt_shallow'),
-    **{f'VPT-Deep, {num} prompts': {**__alone('vpt_deep'), __num: num} for num in (10, 50, 100)},
+    'full': {**__without_prompts('full'), __lr_mult: 2e-5 / __head},
+    'LoRA q,v': __without_prompts('lora'),
+    'bias': __without_prompts('bias'),
+    'VPT + bias': __unguided('vpt_bias'),
+    'head only': __without_prompts('frozen'),
+    'AdaptFormer': __without_prompts('adaptformer'),
+    'LoRA qkv+proj': {**__without_prompts('lora_all'), __lr_mult: 5e-4 / __head},
+    # At VPT-Deep's rate, because their rates were not searched.
+    'VPT-Shallow': __unguided('vpt_shallow'),
+    **{f'VPT-Deep, {num} prompts': {**__unguided('vpt_deep'), __num: num} for num in (10, 50, 100)},
 }
 seeds = (0, 1, 2)
 baseline = 'VPT-Deep'
+# Stored rows have the method's name. In tables DA-VPT is the paper's method, gated DA-VPT the recipe of this project.
+titles = {
+    'DA-VPT, attn_out - query, 0.005, no gates': 'DA-VPT, prototype init, centred, 0.005',
+    'DA-VPT+, attn_out - query, 0.005, no gates': 'DA-VPT+, prototype init, centred, 0.005',
+    'DA-VPT, attn_out - query, 0.005': 'gated DA-VPT, attn_out - query, 0.005',
+    'DA-VPT+, attn_out - query, 0.005': 'gated DA-VPT+, attn_out - query, 0.005',
+    'DA-VPT, attn_out - query, 0.05': 'gated DA-VPT, attn_out - query, 0.05',
+    'DA-VPT': 'gated DA-VPT',
+    'DA-VPT+': 'gated DA-VPT+',
+    'DA-VPT, all biases': 'gated DA-VPT, all biases',
+}

@@ -1,4 +1,4 @@
-# One thing changed at a time in the recipe: on the selection slice.
+# One change at a time in the recipe (gated DA-VPT), on the selection slice.
 config = 'configs/davpt_linear_camvid.py'
 __head, __rate = 1.6e-2, 2e-3
 common = {
@@ -39,4 +39,5 @@ methods = {
 }
 seeds = (0, 1, 2)
 baseline = 'recipe'
+titles = {'recipe': 'gated DA-VPT'}
 select = True

@@ -1,4 +1,4 @@
-# Prompts behind gates: what the start and the guidance still matter, and beside which biases. On the selection slice.
+# Gated prompts: effect of initialisation, guidance, biases and rates. On the selection slice.
 config = 'configs/davpt_linear_camvid.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
@@ -6,7 +6,7 @@ common = {
     'optim_wrapper.optimizer.lr': __head,
     __lr_mult: 2e-3 / __head,
     'model.backbone.prompts.gate': True,
-    # The recipe before pairings were tried behind gates (camvid_search_pairing.py).
+    # The recipe before pairings were tried with gates (camvid_search_pairing.py).
     'model.guidance.sample_space': 'attn_out',
     'model.guidance.prompt_space': 'query',
     'model.guidance.weight_patch': 0.005,
@@ -16,8 +16,8 @@ __weights = ('model.guidance.weight_patch', 'model.guidance.weight_proto')
 
 
 def __rates(prompts: float, gates: float) -> dict:
-    keys = {'backbone.prompts.tokens': prompts, 'backbone.prompts.gates': gates}
-    keys = {name: dict(lr_mult=rate / __head, decay_mult=0.0) for name, rate in keys.items()}
+    rates = {'backbone.prompts.tokens': prompts, 'backbone.prompts.gates': gates}
+    keys = {name: dict(lr_mult=rate / __head, decay_mult=0.0) for name, rate in rates.items()}
     return {'optim_wrapper.paramwise_cfg.custom_keys': keys}
 
 

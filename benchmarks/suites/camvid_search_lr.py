@@ -1,13 +1,10 @@
-# Learning rates of what learns in the trunk: three a method, on the selection slice, one seed. The head's rate is the
-# same for all; its three are tried with the head alone. (A first round had 4e-3 for the head, docs/evidence.md.)
+# Learning rates of the trainable parameters in the trunk: three per method, on the selection slice, one seed. The rate
+# of the head is the same for all methods; three rates of the head are tried without tuning the trunk.
 config = 'configs/davpt_linear_camvid.py'
 __head = 1.6e-2
-common = {
-    'model.guidance': None,
-    'model.backbone.prompts.init': 'xavier',
-    'model.backbone.prompts.gate': False,
-    'optim_wrapper.optimizer.lr': __head,
-}
+common = {'model.guidance': None, 'optim_wrapper.optimizer.lr': __head}
+__no_prompts = {'model.backbone.prompts': None}
+__prompts = {'model.backbone.prompts.init': 'xavier', 'model.backbone.prompts.gate': False}
 __rates = (5e-4, 2e-3, 8e-3)
 __tried = {
     'VPT-Deep': ('vpt_deep', __rates),
@@ -19,13 +16,14 @@ __tried = {
     'LoRA qkv+proj': ('lora_all', __rates),
 }
 methods = {
-    f'head only, {__rate:g}': {'model.backbone.tuning': 'frozen', 'optim_wrapper.optimizer.lr': __rate}
+    f'head only, {__rate:g}': {'model.backbone.tuning': 'frozen', **__no_prompts, 'optim_wrapper.optimizer.lr': __rate}
     for __rate in (4e-3, __head, 6.4e-2)
 }
-for __name, (__tuning, __own) in __tried.items():
-    for __rate in __own:
+for __name, (__tuning, __method_rates) in __tried.items():
+    for __rate in __method_rates:
         methods[f'{__name}, {__rate:g}'] = {
             'model.backbone.tuning': __tuning,
+            **(__prompts if __tuning.startswith('vpt') else __no_prompts),
             'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': __rate / __head,
         }
 seeds = (0,)

@@ -1,4 +1,4 @@
-# Whom the last block's patches attend to, before and after training, under each pairing: on the selection slice.
+# Attention of the last block's patches to prompts, before and after training, for each pairing. On the selection slice.
 config = 'configs/davpt_linear_camvid.py'
 __head, __rate = 1.6e-2, 2e-3
 common = {
@@ -12,7 +12,7 @@ common = {
         dict(type='EMAHook', momentum=0.01),
     ],
 }
-# Samples of the patch term, the prompts, samples of the prototype term.
+# Sample space of the patch term, prompt space, sample space of the prototype term.
 __pairings = {
     'attn_out - query': ('attn_out', 'query', 'query'),  # the paper's
     'query - key': ('query', 'key', 'query'),
@@ -34,7 +34,7 @@ def __guided(pairing: str, *, weight: float, gate: bool, paper: bool = False) ->
     }
 
 
-def __alone(gate: bool) -> dict:
+def __unguided(gate: bool) -> dict:
     return {
         'model.guidance': None,
         'model.backbone.tuning': 'vpt_deep',
@@ -43,15 +43,15 @@ def __alone(gate: bool) -> dict:
     }
 
 
-__few = {'model.backbone.prompts.num': [20] * 11 + [10]}  # 11 classes: no prompt of the guided block is free
-__ours = dict(weight=0.005, gate=True)
+__few = {'model.backbone.prompts.num': [20] * 11 + [10]}  # 11 classes: every prompt of the guided block has a class
+__weak = dict(weight=0.005, gate=True)
 __strong = dict(weight=0.05, gate=True)
 __paper = dict(weight=0.05, gate=False, paper=True)
 methods = {
-    'VPT-Deep': __alone(False),
-    'VPT-Deep, gates': __alone(True),
+    'VPT-Deep': __unguided(False),
+    'VPT-Deep, gates': __unguided(True),
     'prototype init, gates': __guided('attn_out - query', weight=0.0, gate=True),
-    **{name: __guided(name, **__ours) for name in __pairings},
+    **{name: __guided(name, **__weak) for name in __pairings},
     **{f'{name}, 0.05': __guided(name, **__strong) for name in ('attn_out - query', 'query - key')},
     'attn_out - query, 0.05, none free': {**__guided('attn_out - query', **__strong), **__few},
     'query - key, 0.05, none free': {**__guided('query - key', **__strong), **__few},
@@ -60,4 +60,9 @@ methods = {
 }
 seeds = (0, 1, 2)
 baseline = 'VPT-Deep, gates'
+titles = {
+    'paper, attn_out - query': 'DA-VPT',
+    'paper, query - key': 'DA-VPT, query - key',
+    'query - key, 0.05': 'gated DA-VPT',
+}
 select = True

@@ -1,4 +1,4 @@
-"""Comparisons: statistics by hand, paired heads and data, cells that are never run twice."""
+"""Comparisons: statistics by hand, hashes, paired heads and data, cells that are run once."""
 
 import fcntl
 import json
@@ -8,10 +8,11 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, batch, run, segmentor_cfg
+from mmengine.config import Config
 from mmengine.runner import IterBasedTrainLoop
 from mmseg.registry import MODELS
 
-from benchmarks.compare import PairedHeadsHook, format_table, load_suite, plot, run_cell, summarise
+from benchmarks.compare import PairedHeadsHook, config_hash, format_table, load_suite, plot, run_cell, summarise
 from mmseg_davpt.engine import attention_mass
 
 
@@ -43,6 +44,14 @@ def test_one_seed_has_no_spread(tmp_path):
     assert (tmp_path / 'plot.png').stat().st_size > 5000
 
 
+def test_titles_name_methods_in_tables():
+    summaries = summarise([row('a', 0, 40.0), row('b', 0, 41.0)], 'a')
+    table = format_table(summaries, 'a', {'a': 'plain', 'b': 'gated'})
+    assert '| gated | 1 | 41.00 | +1.00 |' in table
+    assert 'against plain [95 %]' in table
+    assert [summary['method'] for summary in summaries] == ['a', 'b']
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
@@ -50,6 +59,7 @@ def test_one_seed_has_no_spread(tmp_path):
         ("config='c.py'; methods={}; seeds=(0,); common={}; baseline='a'; speed=3", 'speed'),
         ("config='c.py'; methods=dict(b={}); seeds=(0,); common={}; baseline='a'", "baseline='a' is none of"),
         ("config='c.py'; methods=dict(a={}); seeds=(); common={}; baseline='a'", 'seeds'),
+        ("config='c.py'; methods=dict(a={}); seeds=(0,); common={}; baseline='a'; titles=dict(b='c')", 'titles of b'),
     ],
 )
 def test_bad_suites_are_named(tmp_path, text, message):
@@ -61,7 +71,7 @@ def test_bad_suites_are_named(tmp_path, text, message):
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks/suites').glob('*.py')), ids=lambda path: path.stem)
 def test_shipped_suites_make_configs(path, monkeypatch, scenes):
-    """Every cell's options name keys that exist; only what learns and its rate differ from the baseline."""
+    """The options of every cell are valid; data, schedule and head are those of the baseline."""
     monkeypatch.chdir(ROOT)
     suite = load_suite(path)
     monkeypatch.setattr('benchmarks.compare.suite.DATASETS.build', lambda _: range(24))
@@ -70,19 +80,56 @@ def test_shipped_suites_make_configs(path, monkeypatch, scenes):
     for cell in suite.cells():
         cfg = cell.config()
         keys.add(cell.key(cfg))
-        for part in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg'):
-            assert cfg[part] == base[part], (cell.method, part)
+        for key in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg'):
+            assert cfg[key] == base[key], (cell.method, key)
         assert cfg.model.decode_head == base.model.decode_head
         assert cfg.randomness.seed == cell.seed
     assert len(keys) == len(suite.cells())
+
+
+def small_config(tuning='lora', pretrained=True, data_root='/data/camvid', **options):
+    """A config whose backbone is printed on one line, with its data at ``data_root``."""
+    dataset = dict(data_root=data_root, ann_file=f'{data_root}/train.txt', data_prefix=dict(img_path='images'))
+    backbone = dict(tuning=tuning, pretrained=pretrained)
+    return Config(dict(model=dict(backbone=backbone), data_root=data_root, train=dict(dataset=dataset), **options))
+
+
+def test_hash_tells_configs_apart_that_differ_on_the_line_of_the_weights():
+    assert len(small_config().pretty_text.splitlines()) < 12  # tuning and pretrained share a line
+    hashes = {config_hash(small_config(tuning)) for tuning in ('lora', 'full', 'bias')}
+    assert len(hashes) == 3
+    assert config_hash(small_config('lora')) == config_hash(small_config('lora', work_dir='/elsewhere'))
+
+
+def test_hash_follows_the_content_of_the_weights_not_their_path(tmp_path):
+    first, copy, other = tmp_path / 'a.pth', tmp_path / 'elsewhere' / 'b.pth', tmp_path / 'c.pth'
+    copy.parent.mkdir()
+    for path, content in ((first, b'weights'), (copy, b'weights'), (other, b'others!')):
+        path.write_bytes(content)
+    a, b, c = (config_hash(small_config(pretrained=str(path))) for path in (first, copy, other))
+    assert a == b != c
+    values = (True, False, str(first), 'missing.pth', 'another.pth')
+    assert len({config_hash(small_config(pretrained=value)) for value in values}) == len(values)
+    first.write_bytes(b'changed')  # the same size: the cache must not hide it
+    assert config_hash(small_config(pretrained=str(first))) not in (a, c)
+
+
+def test_hash_ignores_where_the_data_is():
+    assert config_hash(small_config()) == config_hash(small_config(data_root='/mnt/disk'))
+    changed = small_config()
+    changed.train.dataset.ann_file = '/data/camvid/part.txt'
+    assert config_hash(changed) != config_hash(small_config())
+    beside = [small_config(), small_config()]
+    beside[0].train.dataset.ann_file, beside[1].train.dataset.ann_file = '/data/camvid2/x.txt', '/data/camvid3/x.txt'
+    assert config_hash(beside[0]) != config_hash(beside[1])  # not below data_root
 
 
 SUITE = """
 config = {root!r} + '/configs/davpt_upernet_miniscenes.py'
 common = {common}
 methods = {{
-    'head only': {{'model.backbone.tuning': 'frozen', 'model.guidance': None}},
-    'DA-VPT': {{'model.backbone.tuning': 'davpt', 'custom_hooks': {hooks}}},
+    'head only': {{'model.backbone.tuning': 'frozen', 'model.backbone.prompts': None, 'model.guidance': None}},
+    'DA-VPT': {{'model.backbone.tuning': 'davpt', 'model.backbone.prompts.num': 4, 'custom_hooks': {hooks}}},
 }}
 seeds = (3,)
 baseline = 'head only'
@@ -102,43 +149,43 @@ def write_suite(path, select=False, fraction=1.0):
 
 def test_slices_of_the_training_images(tmp_path, scenes):
     """Selection: every sixth training image is evaluated on and not trained on. A fraction is spread evenly."""
-    whole, selecting, part = (
+    whole, selection, quarter = (
         load_suite(write_suite(tmp_path / f'{name}.py', *options)).cells()[0].config({'data_root': str(scenes)})
-        for name, options in dict(whole=(), selecting=(True,), part=(False, 0.25)).items()
+        for name, options in dict(whole=(), selection=(True,), quarter=(False, 0.25)).items()
     )
     assert whole.train_dataloader.dataset.indices == list(range(8))
     assert 'validation' in whole.val_dataloader.dataset.data_prefix.img_path
-    assert selecting.train_dataloader.dataset.indices == [1, 2, 3, 4, 5, 7]
-    assert selecting.test_dataloader.dataset.indices == [0, 6]
-    assert selecting.test_dataloader.dataset.data_prefix == selecting.train_dataloader.dataset.data_prefix
-    assert not any('Random' in step.type for step in selecting.test_dataloader.dataset.pipeline)
-    assert part.train_dataloader.dataset.indices == [0, 4]
+    assert selection.train_dataloader.dataset.indices == [1, 2, 3, 4, 5, 7]
+    assert selection.test_dataloader.dataset.indices == [0, 6]
+    assert selection.test_dataloader.dataset.data_prefix == selection.train_dataloader.dataset.data_prefix
+    assert not any('Random' in step.type for step in selection.test_dataloader.dataset.pipeline)
+    assert quarter.train_dataloader.dataset.indices == [0, 4]
 
 
-def test_a_killed_cell_goes_on_to_the_same_row(tmp_path, scenes, monkeypatch):
-    """Cut off between two checkpoints; averaged weights (EMA) included, which are what is evaluated."""
+def test_an_interrupted_cell_ends_with_the_same_row(tmp_path, scenes, monkeypatch):
+    """Interrupted between two checkpoints; the evaluated weights are the averaged ones (EMA)."""
     suite = load_suite(write_suite(tmp_path / 'suite.py'))
     cell = next(cell for cell in suite.cells() if cell.method == 'DA-VPT')
     options = {'data_root': str(scenes)}
     whole = run_cell(cell.config(options), cell.method, tmp_path / 'whole', keep=True)
     step = IterBasedTrainLoop.run_iter
 
-    def cut(self, batch):
+    def interrupt(self, batch):
         if self.iter == 3:
             raise KeyboardInterrupt
         step(self, batch)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(IterBasedTrainLoop, 'run_iter', cut)
-        run_cell(cell.config(options), cell.method, tmp_path / 'cut')
-    assert not (tmp_path / 'cut/row.json').exists()
-    resumed = run_cell(cell.config(options), cell.method, tmp_path / 'cut')
+        patched.setattr(IterBasedTrainLoop, 'run_iter', interrupt)
+        run_cell(cell.config(options), cell.method, tmp_path / 'interrupted')
+    assert not (tmp_path / 'interrupted/row.json').exists()
+    resumed = run_cell(cell.config(options), cell.method, tmp_path / 'interrupted')
     volatile = ('seconds_per_iteration', 'peak_memory_mb')
     assert {k: v for k, v in resumed.items() if k not in volatile} == {
         k: v for k, v in whole.items() if k not in volatile
     }
     state = torch.load(tmp_path / 'whole/iter_4.pth', weights_only=False)
-    assert not torch.equal(  # averaged weights are others than the last
+    assert not torch.equal(  # the averaged weights differ from the last ones
         state['state_dict']['decode_head.conv_seg.weight'],
         state['ema_state_dict']['module.decode_head.conv_seg.weight'],
     )
@@ -157,13 +204,13 @@ def test_a_cell_is_run_by_one_process_at_a_time(tmp_path, scenes):
     assert 'another process is running this cell' in printed
 
 
-def test_a_suite_runs_once_and_goes_on(tmp_path, scenes):
+def test_finished_cells_are_not_run_again(tmp_path, scenes):
     suite, out = write_suite(tmp_path / 'suite.py'), tmp_path / 'out'
     command = (sys.executable, ROOT / 'tools/compare.py', suite, '--out', out, '--keep', '--cfg-options')
     first = run(*command, f'data_root={scenes}', cwd=tmp_path)
     assert '0 cells have finished, 2 to run' in first
     rows = [json.loads(line) for line in (out / 'rows.jsonl').read_text().splitlines()]
-    assert [part['method'] for part in rows] == ['head only', 'DA-VPT']
+    assert [row['method'] for row in rows] == ['head only', 'DA-VPT']
     assert rows[0]['tuned_trunk'] == 0
     assert rows[1]['tuned_trunk'] == 6 * (4 * 64 + 1)
     assert rows[0]['tuned_heads'] == rows[1]['tuned_heads'] > 0
@@ -174,7 +221,7 @@ def test_a_suite_runs_once_and_goes_on(tmp_path, scenes):
     assert before != after
     assert set(rows[0]['versions']) >= {'torch', 'timm', 'mmseg_davpt'}
     assert '| DA-VPT | 1 |' in (out / 'table.md').read_text()
-    # A finished cell is not run again; one without its row is, from its last checkpoint.
+    # A finished cell is not run again. A cell without a row is resumed from its last checkpoint.
     lost = next(out.glob('cells/da-vpt*/row.json'))
     lost.unlink()
     second = run(*command, f'data_root={scenes}', cwd=tmp_path)
@@ -183,12 +230,12 @@ def test_a_suite_runs_once_and_goes_on(tmp_path, scenes):
     again = json.loads(lost.read_text())
     assert again['mIoU'] == rows[1]['mIoU']
     log = (lost.parent / 'cell.log').read_text()
-    assert log.count('Saving checkpoint at 4 iterations') == 1  # nothing was left to train
+    assert log.count('Saving checkpoint at 4 iterations') == 1  # no iteration was left
 
 
 class TestPairedHeads:
     def start(self, tuning):
-        torch.manual_seed(len(tuning))  # methods draw differently many numbers
+        torch.manual_seed(len(tuning))  # methods draw different amounts of random numbers
         model = MODELS.build(segmentor_cfg(tuning=tuning, guidance=False))
         runner = type('R', (), dict(iter=0, seed=7, model=model, cfg=type('C', (), {})()))()
         runner.cfg.model = segmentor_cfg(tuning=tuning, guidance=False)
@@ -215,12 +262,11 @@ class TestAttentionMass:
 
     @pytest.mark.parametrize('gate', [False, True])
     def test_against_timm_s_softmax(self, gate):
-        """Literal attention of the block over [prompts, tokens], its rows of patches averaged by class."""
+        """Literal attention of the block over [prompts, tokens]; the patches' rows are averaged by class."""
         model = MODELS.build(segmentor_cfg(4, guidance=True, prompts=dict(num=3, gate=gate))).double()
         model.data_preprocessor.double()
-        part = model.guidance.assignments[0]
-        part.assignment.copy_(torch.tensor([2, 0, 1, 0]))
-        data, found = self.measure(model)
+        model.guidance.assignments[0].assignment.copy_(torch.tensor([2, 0, 1, 0]))
+        data, measured = self.measure(model)
         block, seen = model.backbone.trunk.blocks[5], {}
         table, patches = torch.zeros(4, 3, dtype=torch.float64), 0.0
         for item in data:
@@ -233,29 +279,29 @@ class TestAttentionMass:
             z = block.norm1(torch.cat([tokens, seen['x']], dim=1))
             q, k, _ = block.attn.qkv(z).reshape(len(z), -1, 3, block.attn.num_heads, block.attn.head_dim).unbind(2)
             scores = torch.einsum('bqhd,bkhd->bhqk', q, k) / math.sqrt(block.attn.head_dim)
-            scores = scores[..., :3] if gate else scores  # behind a gate, prompts are attended to by themselves
+            scores = scores[..., :3] if gate else scores  # gated prompts have a separate softmax
             mass = scores.softmax(-1).mean(1)[:, 4:, :3]  # behind 3 prompts and the class token
-            shares = model.class_fractions(item['data_samples']).double()
+            fractions = model.class_fractions(item['data_samples']).double()
             for c in range(4):
-                table[c] += (shares[..., c, None] * mass).sum((0, 1)).detach()
-            patches += shares.sum().item()
+                table[c] += (fractions[..., c, None] * mass).sum((0, 1)).detach()
+            patches += fractions.sum().item()
         joint = table / table.sum()
-        assert found['to_prompts'] == pytest.approx(100 * table.sum().item() / patches)
-        own = joint[0, 2] + joint[1, 0] + joint[2, 1] + joint[3, 0]
-        assert found['to_own'] == pytest.approx(100 * own.item())
+        assert measured['to_prompts'] == pytest.approx(100 * table.sum().item() / patches)
+        to_own = joint[0, 2] + joint[1, 0] + joint[2, 1] + joint[3, 0]
+        assert measured['to_own'] == pytest.approx(100 * to_own.item())
         entropy = {name: -(p * p.log2()).sum() for name, p in dict(c=joint.sum(1), m=joint.sum(0), cm=joint).items()}
-        assert found['bits'] == pytest.approx((entropy['c'] + entropy['m'] - entropy['cm']).item(), abs=1e-9)
+        assert measured['bits'] == pytest.approx((entropy['c'] + entropy['m'] - entropy['cm']).item(), abs=1e-9)
 
-    def test_prompts_that_are_alike_tell_nothing(self):
+    def test_equal_prompts_carry_no_information(self):
         model = MODELS.build(segmentor_cfg(4, guidance=True))
         with torch.no_grad():
             model.backbone.prompts.tokens['5'].copy_(model.backbone.prompts.tokens['5'][:1].expand(3, -1))
         model.guidance.assignments[0].assignment.copy_(torch.tensor([0, 1, 2, -1]))
-        _, found = self.measure(model)
-        assert found['bits'] == pytest.approx(0, abs=1e-6)
-        assert found['to_own'] == pytest.approx(found['own_by_chance'], rel=1e-4)
+        _, measured = self.measure(model)
+        assert measured['bits'] == pytest.approx(0, abs=1e-6)
+        assert measured['to_own'] == pytest.approx(measured['own_by_chance'], rel=1e-4)
 
-    def test_without_guidance_there_is_no_own_prompt(self):
+    def test_without_guidance_there_is_no_prompt_of_the_class(self):
         model = MODELS.build(segmentor_cfg(4, guidance=False))
-        _, found = self.measure(model, 1)
-        assert set(found) == {'to_prompts', 'bits'}
+        _, measured = self.measure(model, 1)
+        assert set(measured) == {'to_prompts', 'bits'}
