@@ -66,8 +66,7 @@ def guidance_case(load: Workload, classes: int, patches: int) -> Case:
     side = math.isqrt(patches)
     if side**2 != patches:
         raise ValueError(f'patches={patches}: expected a square number')
-    guidance = MetricGuidance(classes)
-    guidance.bind([PROMPTS], load.dims)
+    guidance = MetricGuidance(classes, [PROMPTS], load.dims)
     guidance.assignments[0].assignment.copy_(torch.arange(classes) % PROMPTS)
     guidance.to(load.device)
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(1))

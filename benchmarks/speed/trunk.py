@@ -169,8 +169,7 @@ def build_case(name: str, load: Workload, weights: dict | None = None) -> Case:
     gradients = torch.randn(load.batch, load.dims, load.side, load.side).to(load.device)
     head = guidance = None
     if kind in GUIDANCE:
-        guidance = MetricGuidance(load.classes, **GUIDANCE[kind])
-        guidance.bind(model.prompt_counts, model.embed_dims)
+        guidance = MetricGuidance(load.classes, model.prompt_counts, model.embed_dims, **GUIDANCE[kind])
         for part in guidance.assignments:
             part.assignment.copy_(torch.arange(load.classes) % len(part.centroids))
         guidance.to(load.device)
