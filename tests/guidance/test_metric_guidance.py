@@ -153,3 +153,19 @@ class TestMissingAssignment:
     def test_does_not_matter_in_eval_mode(self):
         losses = guidance(assigned=False).eval()({1: recorded()}, fractions())
         assert all(loss == 0 for loss in losses.values())
+
+
+@pytest.mark.parametrize('center', [True, False])
+def test_clustering_compares_what_the_losses_compare(center):
+    """Two prompts for four classes around a shared vector of length 100.
+
+    Without their mean, classes 0 and 1 have the same direction. With it, cosines measure distances, and the k-means
+    optimum is class 0 against the rest (sums of squares 30.2 against 42.5 for the pairs).
+    """
+    model = MetricGuidance(4, [2], 3, center_prototypes=center)
+    means = torch.tensor([[10.0, 0, 100], [1, 0, 100], [-5.5, 1, 100], [-5.5, -1, 100]])
+    item = model.assignments[0]
+    item.collect(means.unsqueeze(0), torch.ones(1, 4))
+    item.refresh(seed=0)
+    first = item.assignment == item.assignment[0]
+    assert first.tolist() == ([True, True, False, False] if center else [True, False, False, False])
