@@ -101,15 +101,29 @@ def proxy_anchor(samples, labels, proxies, assignment, alpha=32.0, margin=0.1):
     def cosine(a, b):
         return float(a @ b / (a.norm() * b.norm()))
 
-    owner = [int(assignment[y]) if y >= 0 else -1 for y in labels.tolist()]
-    owning = sorted({int(k) for k in assignment.tolist() if k >= 0})
-    with_sample = [k for k in owning if k in owner]
+    prompts = [int(assignment[y]) if y >= 0 else -1 for y in labels.tolist()]
+    with_class = sorted({int(k) for k in assignment.tolist() if k >= 0})
+    with_sample = [k for k in with_class if k in prompts]
     pull = push = 0.0
-    for k in owning:
-        sims = [(o, cosine(z, proxies[k])) for o, z in zip(owner, samples) if o >= 0]
-        pull += math.log1p(sum(math.exp(-alpha * (s - margin)) for o, s in sims if o == k))
-        push += math.log1p(sum(math.exp(alpha * (s + margin)) for o, s in sims if o != k))
-    return (pull / len(with_sample) if with_sample else 0.0) + (push / len(owning) if owning else 0.0)
+    for k in with_class:
+        cosines = [(prompt, cosine(z, proxies[k])) for prompt, z in zip(prompts, samples) if prompt >= 0]
+        pull += math.log1p(sum(math.exp(-alpha * (s - margin)) for prompt, s in cosines if prompt == k))
+        push += math.log1p(sum(math.exp(alpha * (s + margin)) for prompt, s in cosines if prompt != k))
+    return (pull / len(with_sample) if with_sample else 0.0) + (push / len(with_class) if with_class else 0.0)
+
+
+def kept_evidence(old, new):
+    """Share of its sums and weight that a class keeps at a refresh, given the mass before and since the last one."""
+    if new == 0:
+        return 1.0
+    return max(0.5, old / (old + new))
+
+
+def class_means(tokens, fractions):
+    """Mean over all images, class by class, each patch with its label fraction; None where a class is absent."""
+    tokens = np.asarray(tokens, np.float64).reshape(-1, tokens.shape[-1])
+    fractions = np.asarray(fractions, np.float64).reshape(-1, fractions.shape[-1])
+    return prototypes(tokens[None], fractions[None])[0]
 
 
 def class_fractions(gt, patch, num_classes, ignore=255):

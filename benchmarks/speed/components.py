@@ -67,8 +67,7 @@ def guidance_case(workload: Workload, classes: int, patches: int) -> Case:
     side = math.isqrt(patches)
     if side**2 != patches:
         raise ValueError(f'patches={patches}: expected a square number')
-    guidance = MetricGuidance(classes)
-    guidance.bind([PROMPTS], workload.dims)
+    guidance = MetricGuidance(classes, [PROMPTS], workload.dims)
     guidance.assignments[0].assignment.copy_(torch.arange(classes) % PROMPTS)
     guidance.to(workload.device)
     normal = functools.partial(torch.randn, generator=torch.Generator().manual_seed(1))

@@ -175,8 +175,7 @@ def build_case(name: str, workload: Workload, weights: dict[type, Any] | None = 
     gradients = torch.randn(workload.batch, workload.dims, workload.side, workload.side).to(workload.device)
     head = guidance = None
     if kind in GUIDANCE:
-        guidance = MetricGuidance(workload.classes, **GUIDANCE[kind])
-        guidance.bind(model.prompt_counts, model.embed_dims)
+        guidance = MetricGuidance(workload.classes, model.prompt_counts, model.embed_dims, **GUIDANCE[kind])
         for assignment in guidance.assignments:
             assignment.assignment.copy_(torch.arange(workload.classes) % len(assignment.centroids))
         guidance.to(workload.device)

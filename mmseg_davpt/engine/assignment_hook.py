@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice
+from typing import Any, cast
 
 import numpy as np
 import torch
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..datasets import ReplayableSampler
+from ..guidance import MetricGuidance
 from ..models import PromptedEncoderDecoder
-from ..models.prototype_init import PrototypeInit
+from ..models.prototype_init import PrototypeInit, prompts_initialised
 
 
 @HOOKS.register_module()
 class PromptAssignmentHook(Hook):
-    """Fill the assignment before training from a bounded number of batches, refresh it while training.
+    """Make the assignment before training from a bounded number of batches, refresh it during training.
 
-    Nothing happens for a model without guidance. A resumed run keeps the assignment of its checkpoint.
+    The same warm-up initialises prompts of ``prompts.init='prototype'``, by one forward pass per batch. It fills only
+    what is missing: an assignment or prompts that were resumed or loaded (``load_from``) stay as they are. Nothing
+    happens for a model without guidance.
 
     Args:
-        num_batches: At most so many training batches are looked at first, and at most one pass (the official
-            segmentation code: 200).
+        num_batches: Maximum number of training batches of the warm-up; at most one pass (the official segmentation
+            code: 200).
         interval: Iterations between refreshes; one pass over the training images by default. 0: never.
+
+    Raises:
+        ValueError: ``num_batches`` or ``interval`` is out of range.
     """
 
     priority = 'NORMAL'  # before CheckpointHook, so that a checkpoint holds the refreshed assignment
@@ -41,69 +49,86 @@ class PromptAssignmentHook(Hook):
         if num_batches < 1 or (interval is not None and interval < 0):
             raise ValueError(f'num_batches={num_batches}, interval={interval}: expected >= 1 and >= 0')
         self.num_batches, self.interval = num_batches, interval
+        self._interval = 0  # in iterations, known once there is a data loader
 
     def before_train(self, runner: Runner) -> None:
-        """Look at the training images through the pretrained trunk, then assign."""
-        model = _guided(runner)
-        if model is None:
+        """Run training images through the pretrained trunk, then assign the classes and initialise the prompts."""
+        model, guidance = _guided_model(runner)
+        if guidance is None:
             return
-        self._every = _batches_a_pass(runner.train_dataloader) if self.interval is None else self.interval
-        if runner.iter > 0:
+        loader = runner.train_dataloader
+        batches_per_pass = _batches_per_pass(loader)
+        self._interval = batches_per_pass if self.interval is None else self.interval
+        blocks = guidance.unassigned_blocks()
+        init = None if prompts_initialised(model.backbone.prompts) else PrototypeInit(model)
+        if not blocks and init is None:
             return
         model.backbone.require_weights()
-        loader = runner.train_dataloader
-        batches = min(self.num_batches, _batches_a_pass(loader))
-        init = PrototypeInit(model) if model.backbone.prompts.init == 'prototype' else None
         model.eval()
-        for part in model.guidance.assignments:
-            part.reset()
+        for block in blocks:
+            guidance.assignment_of[block].reset()
+        collect = model.collect_prototypes if init is None else init.collect
+        batches = min(self.num_batches, batches_per_pass)
         with _kept_random_state():
             data = islice(_same_data(loader, runner.seed), batches)
-            hidden = not is_main_process()
-            for batch in tqdm(data, 'class prototypes', batches, mininterval=2, disable=hidden):
-                batch = model.data_preprocessor(batch, training=True)
-                model.collect_prototypes(**batch)
-                if init is not None:
-                    init.collect(**batch)
-        self._refresh(runner, model)
+            for batch in tqdm(data, 'class prototypes', batches, mininterval=2, disable=not is_main_process()):
+                collect(**model.data_preprocessor(batch, training=True), blocks=blocks)
+        _refresh(runner, guidance, blocks)
         if init is not None:
             init.write(runner.seed)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *_: object, **__: object) -> None:
         """Refresh once in ``interval`` iterations."""
-        model = _guided(runner)
-        if model is not None and self._every and self.every_n_train_iters(runner, self._every):
-            self._refresh(runner, model)
+        _, guidance = _guided_model(runner)
+        if guidance is not None and self._interval and self.every_n_train_iters(runner, self._interval):
+            _refresh(runner, guidance, guidance.blocks)
 
-    def _refresh(self, runner: Runner, model: PromptedEncoderDecoder) -> None:
-        for block, part in zip(model.guidance.blocks, model.guidance.assignments):
-            changed = part.refresh(runner.seed)
-            unseen = int((part.assignment < 0).sum())
-            runner.logger.info(
-                f'Prompt assignment of block {block}: {part.cluster_sizes()} classes a prompt, {unseen} unseen, '
-                f'{changed} changed prompt'
+
+def _refresh(runner: Runner, guidance: MetricGuidance, blocks: Sequence[int]) -> None:
+    for block in blocks:
+        assignment = guidance.assignment_of[block]
+        if skipped := int(assignment.skipped):
+            runner.logger.warning(
+                f'Prompt assignment of block {block}: {skipped} batches with inf or nan in their activations were '
+                'left out of the class means'
             )
+        changed = assignment.refresh(runner.seed)
+        unseen = int((assignment.assignment < 0).sum())
+        runner.logger.info(
+            f'Prompt assignment of block {block}: {assignment.cluster_sizes()} classes per prompt, {unseen} unseen, '
+            f'{changed} changed prompt'
+        )
 
 
-def _guided(runner: Runner) -> PromptedEncoderDecoder | None:
+def _guided_model(runner: Runner) -> tuple[PromptedEncoderDecoder, MetricGuidance | None]:
+    """The model without its wrapper, and its guidance if that takes part in this training or its start."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     guidance = getattr(model, 'guidance', None)
-    if guidance is None or not (guidance.enabled or model.backbone.prompts.init == 'prototype'):
-        return None
-    return model
+    if guidance is not None and not guidance.enabled and prompts_initialised(model.backbone.prompts):
+        guidance = None
+    return model, guidance
 
 
-def _batches_a_pass(loader: DataLoader) -> int:
-    return math.ceil(len(loader.dataset) / ((loader.batch_size or 1) * get_world_size()))
+def _batches_per_pass(loader: DataLoader[Any]) -> int:
+    return math.ceil(_images_per_pass(loader.dataset) / ((loader.batch_size or 1) * get_world_size()))
 
 
-def _same_data(loader: DataLoader, seed: int) -> Iterator[dict]:
-    """The training data in an order of its own: the training's sampler must not lose a draw."""
+def _images_per_pass(dataset: Dataset[Any]) -> int:
+    """Number of distinct images; ``RepeatDataset`` counts each image ``times`` times."""
+    if isinstance(dataset, RepeatDataset):
+        return _images_per_pass(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return sum(_images_per_pass(child) for child in dataset.datasets)
+    return len(cast(Sized, dataset))
+
+
+def _same_data(loader: DataLoader[Any], seed: int) -> Iterator[dict[str, Any]]:
+    """The training data from a separate sampler: the sampler of the training must not lose a draw."""
     return iter(
         DataLoader(
             loader.dataset,
             batch_size=loader.batch_size or 1,
-            sampler=ReplayableSampler(loader.dataset, seed=seed),
+            sampler=ReplayableSampler(cast(Sized, loader.dataset), seed=seed),
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
@@ -113,7 +138,7 @@ def _same_data(loader: DataLoader, seed: int) -> Iterator[dict]:
 
 @contextmanager
 def _kept_random_state() -> Iterator[None]:
-    """Leave no trace in the random states: with and without guidance, training starts alike."""
+    """Restore the random states: training starts from the same ones with and without guidance."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):  # an eval forward draws nothing on a GPU
         yield

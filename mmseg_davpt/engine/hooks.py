@@ -16,20 +16,20 @@ from ..reports import format_report
 class StepSeedHook(Hook):
     """Seed torch before each step from (seed, rank, iteration).
 
-    What a step draws (dropout, drop path) then depends on nothing before it: a resumed run takes the same steps as one
-    that was not interrupted.
+    The random numbers of a step (dropout, drop path) then do not depend on earlier steps: a resumed run takes the same
+    steps as one that was not interrupted. Ranks draw differently.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train_iter(self, runner: Runner, *_: object, **__: object) -> None:
-        """Seed."""
+        """Seed torch on all devices."""
         torch.manual_seed(int(np.random.SeedSequence([runner.seed, runner.rank, runner.iter]).generate_state(1)[0]))
 
 
 @HOOKS.register_module()
 class ParamReportHook(Hook):
-    """Log what learns, by part, before training."""
+    """Log the number of trainable parameters of each part before training."""
 
     def before_train(self, runner: Runner) -> None:
         """Log the table of :func:`~mmseg_davpt.format_report`."""

@@ -13,7 +13,7 @@ def patch_class_fractions(
     """Share of each patch's pixels that carry each class.
 
     Ignored pixels, and those that fill the last patches up, count for no class: a patch's fractions sum to at most 1.
-    Nothing waits for the device, no one-hot image is made.
+    On an accelerator nothing waits for the device; no one-hot image is made.
 
     Args:
         gt: Integer class ids, ``(B, H, W)`` or ``(B, 1, H, W)``, in ``[0, num_classes)`` or ``ignore_index``.
@@ -25,7 +25,8 @@ def patch_class_fractions(
         Shares ``(B, N, C)``, float32 in ``[0, 1]``, with ``N = ceil(H / ph) * ceil(W / pw)`` patches in row order.
 
     Raises:
-        ValueError: Wrong shape or type; ids out of range (checked on a CPU only: a GPU would have to be waited for).
+        ValueError: Wrong shape or type; ids out of range (checked on a CPU only: a check on a GPU would wait for the
+            device).
     """
     if gt.ndim == 4 and gt.shape[1] == 1:
         gt = gt[:, 0]

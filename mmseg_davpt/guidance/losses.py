@@ -11,14 +11,14 @@ class ProxyAnchorLoss(nn.Module):
     """Proxy-Anchor loss over prompts (Kim et al., CVPR 2020, eq. 4; DA-VPT, CVPR 2025, eq. 4).
 
     With ``s_ik`` the cosine similarity of sample ``i`` and prompt ``k``, ``a(y)`` the prompt of class ``y``, ``P`` the
-    prompts that own a class and ``P+`` those of them with a sample of their own:
+    prompts with at least one class and ``P+`` those of them with a sample of one of their classes:
 
         L = 1/|P+| sum_{k in P+} log(1 + sum_{i: a(y_i) = k}  exp(-alpha (s_ik - margin)))
           + 1/|P|  sum_{k in P}  log(1 + sum_{i: a(y_i) != k} exp( alpha (s_ik + margin)))
 
     Args:
-        alpha: Sharpness, Proxy-Anchor's own 32. (DA-VPT prints a margin of 32, which no cosine can meet; its code uses
-            these values.)
+        alpha: Sharpness; 32 is Proxy-Anchor's value. (DA-VPT prints a margin of 32, which no cosine can meet; its code
+            uses these values.)
         margin: Margin on the cosine, 0.1.
 
     Raises:
@@ -50,10 +50,10 @@ class ProxyAnchorLoss(nn.Module):
             owner = torch.where(labels >= 0, assignment[labels.clamp(min=0)], -1).unsqueeze(1)
             pull = owner == prompt
             push = (owner >= 0) & ~pull
-            owning = (assignment.unsqueeze(1) == prompt).any(dim=0)
+            with_class = (assignment.unsqueeze(1) == prompt).any(dim=0)
             positive = _log1p_sum_exp(-self.alpha * (s - self.margin), pull)
-            negative = _log1p_sum_exp(self.alpha * (s + self.margin), push) * owning
-            return positive.sum() / pull.any(dim=0).sum().clamp(min=1) + negative.sum() / owning.sum().clamp(min=1)
+            negative = _log1p_sum_exp(self.alpha * (s + self.margin), push) * with_class
+            return positive.sum() / pull.any(dim=0).sum().clamp(min=1) + negative.sum() / with_class.sum().clamp(min=1)
 
 
 def _log1p_sum_exp(x: Tensor, mask: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def class_prototypes(tokens: Tensor, fractions: Tensor) -> tuple[Tensor, Tensor]
         Prototypes ``(B, C, D)``, zero for absent classes, and which classes are present, ``(B, C)`` bool.
 
     Raises:
-        ValueError: The two do not speak of the same patches.
+        ValueError: The two differ in the number of images or patches.
     """
     if tokens.ndim != 3 or fractions.ndim != 3 or tokens.shape[:2] != fractions.shape[:2]:
         raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,38 +22,49 @@ from .prompted_vit import PromptedViT
 
 @MODELS.register_module()
 class PromptedEncoderDecoder(EncoderDecoder):
-    """Encoder and decoder as in mmseg; in training, the guided blocks also meet the labels.
+    """Encoder and decoder as in mmseg; in training, the labels also guide the prompts of the guided blocks.
 
-    ``guidance=None``, or with both weights zero, is VPT-Deep exactly. Inference never sees the guidance.
+    ``guidance=None``, or with both weights zero, is VPT-Deep exactly. Inference does not use the guidance.
 
     Args:
         guidance: Config of :class:`~mmseg_davpt.MetricGuidance`, or ``None``. ``num_classes`` defaults to the decode
-            head's.
+            head's; ``prompt_counts`` and ``embed_dims`` come from the backbone.
         **kwargs: As for ``EncoderDecoder``.
 
     Raises:
         TypeError: Guidance for a backbone that is no :class:`PromptedViT`.
-        ValueError: Guidance for another number of classes than the decode head's.
+        ValueError: Guidance for another number of classes than the decode head's; a guided ``tuning`` without
+            guidance; sliding windows that leave gaps.
         ImportError: A decode head of mmdet without mmdet, or without the compiled operators that it needs.
     """
 
     backbone: PromptedViT
 
-    def __init__(self, *, guidance: Mapping | None = None, **kwargs: object) -> None:
+    def __init__(self, *, guidance: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         _require_mmdet(str(kwargs['decode_head'].get('type')))
         super().__init__(**kwargs)
         if isinstance(self.backbone, PromptedViT) and isinstance(kwargs.get('data_preprocessor'), Mapping):
             _compare_statistics(kwargs['data_preprocessor'], self.backbone)
-        self.guidance: MetricGuidance | None = None
-        if guidance is not None:
-            if not isinstance(self.backbone, PromptedViT):
-                raise TypeError(f'guidance needs a PromptedViT backbone, not {type(self.backbone).__name__}')
-            self.guidance = MODELS.build({'type': 'MetricGuidance', 'num_classes': self.num_classes, **guidance})
-            self.guidance.bind(self.backbone.prompt_counts, self.backbone.embed_dims)
-            if self.guidance.num_classes != self.num_classes:
-                raise ValueError(
-                    f'guidance.num_classes={self.guidance.num_classes}, decode_head.num_classes={self.num_classes}'
-                )
+        if self.test_cfg is not None and self.test_cfg.get('mode') == 'slide':
+            _check_windows(self.test_cfg)
+        self.guidance = None if guidance is None else self._build_guidance(guidance)
+        if guidance is None and getattr(self.backbone, 'expects_guidance', False):
+            raise ValueError(
+                f'backbone.tuning={kwargs["backbone"].get("tuning")!r} is a guided method: add '
+                "guidance=dict(type='MetricGuidance', ...) to the model or use tuning='vpt_deep'"
+            )
+
+    def _build_guidance(self, guidance: Mapping[str, Any]) -> MetricGuidance:
+        if not isinstance(self.backbone, PromptedViT):
+            raise TypeError(f'guidance needs a PromptedViT backbone, not {type(self.backbone).__name__}')
+        options = {'type': 'MetricGuidance', 'num_classes': self.num_classes, **guidance}
+        if options['num_classes'] != self.num_classes:
+            raise ValueError(
+                f'guidance.num_classes={options["num_classes"]}, decode_head.num_classes={self.num_classes}: '
+                'leave guidance.num_classes out or set the same number'
+            )
+        backbone = self.backbone
+        return MODELS.build(dict(**options, prompt_counts=backbone.prompt_counts, embed_dims=backbone.embed_dims))
 
     def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
         """Losses of the heads and of the guidance.
@@ -68,7 +80,7 @@ class PromptedEncoderDecoder(EncoderDecoder):
         losses.update(self.guidance(activations, self.class_fractions(data_samples)))
         return losses
 
-    def slide_inference(self, inputs: Tensor, batch_img_metas: Sequence[Mapping]) -> Tensor:
+    def slide_inference(self, inputs: Tensor, batch_img_metas: Sequence[Mapping[str, Any]]) -> Tensor:
         """Logits by mmseg's sliding windows, ``test_cfg.slide_batch`` windows at a time (default: 1).
 
         Args:
@@ -78,7 +90,11 @@ class PromptedEncoderDecoder(EncoderDecoder):
         Returns:
             ``(B, C, H, W)``, the mean over the windows that cover a pixel. Memory grows with ``slide_batch``, not with
             the number of windows.
+
+        Raises:
+            ValueError: ``test_cfg`` was changed so that windows leave gaps.
         """
+        _check_windows(self.test_cfg)
         (h, w), (h_crop, w_crop), (h_stride, w_stride) = (
             inputs.shape[-2:],
             self.test_cfg.crop_size,
@@ -89,18 +105,30 @@ class PromptedEncoderDecoder(EncoderDecoder):
         logits = inputs.new_zeros(len(inputs), self.out_channels, h, w)
         counts = inputs.new_zeros(h, w)
         number = self.test_cfg.get('slide_batch', 1)
-        for part in (windows[start : start + number] for start in range(0, len(windows), number)):
-            crops = torch.cat([inputs[:, :, y : y + h_crop, x : x + w_crop] for y, x in part])
-            metas = [{**meta, 'img_shape': crops.shape[-2:]} for meta in batch_img_metas] * len(part)
-            for (y, x), own in zip(part, self.encode_decode(crops, metas).split(len(inputs))):
-                logits[:, :, y : y + h_crop, x : x + w_crop] += own
+        for group in (windows[start : start + number] for start in range(0, len(windows), number)):
+            crops = torch.cat([inputs[:, :, y : y + h_crop, x : x + w_crop] for y, x in group])
+            metas = [{**meta, 'img_shape': crops.shape[-2:]} for meta in batch_img_metas] * len(group)
+            for (y, x), window_logits in zip(group, self.encode_decode(crops, metas).split(len(inputs))):
+                logits[:, :, y : y + h_crop, x : x + w_crop] += window_logits
                 counts[y : y + h_crop, x : x + w_crop] += 1
+        assert counts.all(), f'windows {windows} of {h_crop}x{w_crop} do not cover an image of {h}x{w}'
         return logits.div_(counts)
 
     @torch.no_grad()
-    def collect_prototypes(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> None:
-        """Show the guidance what classes look like to the trunk without prompts; shapes as in :meth:`loss`."""
-        with self.backbone.without_tuning(), self.backbone.record(self.guidance.blocks) as activations:
+    def collect_prototypes(
+        self, inputs: Tensor, data_samples: Sequence[SegDataSample], blocks: Sequence[int] | None = None
+    ) -> None:
+        """Collect class means for the assignment from the trunk without prompts.
+
+        Args:
+            inputs: Normalised images, ``(B, 3, H, W)``.
+            data_samples: Their labels, as in :meth:`loss`.
+            blocks: Guided blocks to collect for; by default all.
+        """
+        if self.guidance is None:
+            raise RuntimeError('collect_prototypes needs a model with guidance')
+        blocks = self.guidance.blocks if blocks is None else blocks
+        with self.backbone.without_tuning(), self.backbone.record(blocks) as activations:
             self.backbone(inputs)
         self.guidance.collect(activations, self.class_fractions(data_samples))
 
@@ -110,30 +138,43 @@ class PromptedEncoderDecoder(EncoderDecoder):
         return patch_class_fractions(gt, self.backbone.patch_size, self.num_classes, self.decode_head.ignore_index)
 
 
+def _check_windows(test_cfg: Mapping[str, Any]) -> None:
+    """Sliding windows must leave no gaps: pixels without a window have no logits."""
+    crop_size, stride = test_cfg.get('crop_size'), test_cfg.get('stride')
+    if crop_size is None or stride is None:
+        raise ValueError("test_cfg.mode='slide' needs test_cfg.crop_size and test_cfg.stride, each (height, width)")
+    if any(not 0 < step <= crop for step, crop in zip(stride, crop_size)):
+        raise ValueError(
+            f'test_cfg.stride={tuple(stride)}, test_cfg.crop_size={tuple(crop_size)}: windows must cover the image, '
+            'so each stride must be at least 1 and at most the crop size'
+        )
+
+
 def _starts(size: int, crop: int, stride: int) -> list[int]:
     """Where windows begin; the last one ends with the image."""
     return [min(index * stride, size - crop) for index in range(-(-(size - crop) // stride) + 1)]
 
 
-def _compare_statistics(preprocessor: Mapping, backbone: PromptedViT) -> None:
+def _compare_statistics(preprocessor: Mapping[str, Any], backbone: PromptedViT) -> None:
     """Warn where images are normalised otherwise than the weights expect: a frozen trunk cannot adapt to it."""
     mean, std = pixel_statistics(backbone.trunk)
-    own = preprocessor.get('mean'), preprocessor.get('std')
-    same = None not in own and np.allclose(own, (mean, std), rtol=0, atol=0.5)
+    configured = [preprocessor.get('mean'), preprocessor.get('std')]
+    same = None not in configured and np.allclose(np.asarray(configured, float), (mean, std), rtol=0, atol=0.5)
     if same and preprocessor.get('bgr_to_rgb', False):
         return
     print_log(
-        f'data_preprocessor has mean={own[0]}, std={own[1]}, bgr_to_rgb={preprocessor.get("bgr_to_rgb", False)}, but '
-        f'the weights of {backbone.arch} were trained with mean={np.round(mean, 3).tolist()}, '
-        f'std={np.round(std, 3).tolist()} on RGB images (mmseg reads BGR: bgr_to_rgb=True). If your file holds other '
-        'weights, name the tag whose statistics they have in arch (docs/backbones.md).',
+        f'data_preprocessor has mean={configured[0]}, std={configured[1]}, '
+        f'bgr_to_rgb={preprocessor.get("bgr_to_rgb", False)}, but the weights of {backbone.arch} were trained with '
+        f'mean={np.round(mean, 3).tolist()}, std={np.round(std, 3).tolist()} on RGB images (mmseg reads BGR: '
+        'bgr_to_rgb=True). If your file holds other weights, name the tag whose statistics they have in arch '
+        '(docs/backbones.md).',
         logger='current',
         level=logging.WARNING,
     )
 
 
 def _require_mmdet(head: str) -> None:
-    """Mask2Former (and MaskFormer) are mmdet's; without it mmseg fails with an error about something else."""
+    """Mask2Former and MaskFormer belong to mmdet; without it, mmseg's error does not name the cause."""
     if 'Mask2FormerHead' not in head and 'MaskFormerHead' not in head:
         return
     missing = []

@@ -1,4 +1,4 @@
-"""Guidance bound to the stock EncoderDecoder."""
+"""Guidance in the stock EncoderDecoder."""
 
 import copy
 
@@ -10,6 +10,8 @@ from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 
 from mmseg_davpt import class_prototypes, patch_class_fractions
+from mmseg_davpt.models import PromptedViT
+from mmseg_davpt.models.prototype_init import PrototypeInit
 
 C = 5
 
@@ -20,9 +22,14 @@ def build(**options):
 
 
 def assigned(model, classes=C):
-    for part in model.guidance.assignments:
-        part.assignment[:classes] = torch.arange(classes) % len(part.centroids)
+    for item in model.guidance.assignments:
+        item.assignment[:classes] = torch.arange(classes) % len(item.centroids)
     return model
+
+
+def kept(model):
+    """Copies of all buffers and parameters, to compare with later."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def total(losses):
@@ -45,7 +52,7 @@ def test_weight_zero_is_vpt_deep_bit_for_bit(guidance):
     reference = MODELS.build(
         dict({k: v for k, v in segmentor_cfg(C).items() if k != 'guidance'}, type='EncoderDecoder')
     )
-    model = build(guidance=guidance)
+    model = build(guidance=guidance, tuning='davpt' if guidance else 'vpt_deep')
     reference.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith('guidance')})
     losses, state = step(model, data)
     expected_losses, expected = step(reference.train(), data)
@@ -56,7 +63,7 @@ def test_weight_zero_is_vpt_deep_bit_for_bit(guidance):
 
 @pytest.mark.parametrize('centre', [False, True])
 def test_losses_are_the_formula(centre):
-    """Both terms against the loop over the formula, on tokens tapped from the model; one class is absent."""
+    """Both terms against the loop over the formula, on tokens recorded from the model; one class is absent."""
 
     def centred(rows):
         mean = torch.stack([z for z, _ in rows]).mean(dim=0)
@@ -70,18 +77,20 @@ def test_losses_are_the_formula(centre):
         sample.gt_sem_seg.data[sample.gt_sem_seg.data == 2] = 255
     with model.backbone.record((DEPTH - 1,)) as activations:
         model.backbone(x.double())
-    tap, part = activations[DEPTH - 1], model.guidance.assignments[0]
+    recorded, item = activations[DEPTH - 1], model.guidance.assignments[0]
     gt = torch.stack([sample.gt_sem_seg.data for sample in samples])
     fractions = torch.from_numpy(oracles.class_fractions(gt[:, 0], (16, 16), C))
     losses = model.guidance(activations, fractions.float())
-    prompts = tap.project(tap.prompts, 'query').detach()
-    rows = [(z, c) for image in oracles.prototypes(tap.attn_out.detach(), fractions) for c, z in enumerate(image)]
+    prompts = recorded.project(recorded.prompts, 'query').detach()
+    rows = [(z, c) for image in oracles.prototypes(recorded.attn_out.detach(), fractions) for c, z in enumerate(image)]
     rows = centred([(torch.from_numpy(z), c) for z, c in rows if z is not None])
     expected = oracles.proxy_anchor(
-        torch.stack([z for z, _ in rows]), torch.tensor([c for _, c in rows]), prompts, part.assignment
+        torch.stack([z for z, _ in rows]), torch.tensor([c for _, c in rows]), prompts, item.assignment
     )
     assert losses['loss_guide_patch'].item() == pytest.approx(0.05 * expected, rel=1e-5)
-    queries = tap.project(tap.tokens, 'query').flatten(0, 1)[None].detach()  # every token projected, then averaged
+    queries = (
+        recorded.project(recorded.tokens, 'query').flatten(0, 1)[None].detach()
+    )  # every token projected, then averaged
     rows = [
         (torch.from_numpy(z), c)
         for c, z in enumerate(oracles.prototypes(queries, fractions.flatten(0, 1)[None])[0])
@@ -89,7 +98,7 @@ def test_losses_are_the_formula(centre):
     ]
     rows = centred(rows)
     expected = oracles.proxy_anchor(
-        torch.stack([z for z, _ in rows]), torch.tensor([c for _, c in rows]), prompts, part.assignment
+        torch.stack([z for z, _ in rows]), torch.tensor([c for _, c in rows]), prompts, item.assignment
     )
     assert losses['loss_guide_proto'].item() == pytest.approx(0.05 * expected, rel=1e-5)
 
@@ -109,10 +118,10 @@ def test_every_pairing_trains_the_prompts(sample_space, prompt_space):
 
 def test_blocks_are_averaged_and_weights_scale():
     data = batch(C)
-    parts = [assigned(build(guidance=dict(type='MetricGuidance', blocks=(b,)))) for b in (2, 5)]
+    models = [assigned(build(guidance=dict(type='MetricGuidance', blocks=(b,)))) for b in (2, 5)]
     both = assigned(build(guidance=dict(type='MetricGuidance', blocks=(5, 2), weight_patch=0.5)))
     torch.manual_seed(1)
-    alone = [model(*data, mode='loss') for model in parts]
+    alone = [model(*data, mode='loss') for model in models]
     joint = both(*data, mode='loss')
     mean = torch.stack([losses['loss_guide_patch'] for losses in alone]).mean()
     torch.testing.assert_close(joint['loss_guide_patch'], mean * 10)
@@ -126,11 +135,11 @@ def test_a_term_without_weight_is_left_out():
     assert 'loss_guide_proto' not in losses
 
 
-@pytest.mark.parametrize('case', ['all ignored', 'one class', 'unassigned'])
+@pytest.mark.parametrize('case', ['all ignored', 'one class', 'class without a prompt'])
 def test_poor_batches_give_finite_losses_and_gradients(case):
-    model = build()
-    if case != 'unassigned':
-        assigned(model)
+    model = assigned(build())
+    if case == 'class without a prompt':
+        model.guidance.assignments[0].assignment[2] = -1
     x, samples = batch(C)
     for sample in samples:
         sample.gt_sem_seg.data = torch.full_like(sample.gt_sem_seg.data, 255 if case == 'all ignored' else 2)
@@ -157,8 +166,8 @@ def test_guidance_is_float32_under_autocast():
         assert low[name].item() == pytest.approx(exact[name].item(), rel=0.05)
 
 
-def test_nothing_is_kept_without_guidance():
-    """No tap outside of training with guidance on."""
+def test_nothing_is_recorded_without_guidance():
+    """Neither in inference nor with both weights zero."""
     model = assigned(build())
     calls = []
     for attention in model.backbone._attentions.values():
@@ -182,12 +191,83 @@ def test_class_means_are_collected_while_training():
     pooled, present = class_prototypes(
         activations[DEPTH - 1].attn_out.flatten(0, 1)[None], fractions.flatten(0, 1)[None]
     )
-    part = model.guidance.assignments[0]
-    torch.testing.assert_close(part.class_means[present[0]], pooled[0][present[0]], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(part.weights, fractions.sum((0, 1)))
+    item = model.guidance.assignments[0]
+    torch.testing.assert_close(item.class_means[present[0]], pooled[0][present[0]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(item.weights, fractions.sum((0, 1)))
 
 
-def test_warm_up_looks_at_the_trunk_alone():
+def test_losses_in_eval_mode_collect_nothing():
+    model = assigned(build()).eval()
+    before = kept(model.guidance)
+    losses = model(*batch(C), mode='loss')
+    assert losses['loss_guide_patch'] > 0
+    for name, value in model.guidance.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_step_that_overflows_leaves_no_trace():
+    """As in float16: a forward gives inf, GradScaler skips the step; later steps and refreshes work."""
+    model, data = assigned(build()), batch(C)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    scaler = torch.amp.GradScaler('cpu', init_scale=4.0)
+
+    def training_step():
+        optimizer.zero_grad()
+        scaler.scale(total(model(*data, mode='loss'))).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    training_step()
+    before = {name: value for name, value in kept(model).items() if not name.startswith('decode_head.')}  # batch norm
+
+    def overflow(_, args):
+        return torch.full_like(args[0], float('inf')), *args[1:]
+
+    handle = model.backbone.trunk.blocks[DEPTH - 2].register_forward_pre_hook(overflow)
+    training_step()
+    handle.remove()
+    assert scaler.get_scale() == 2.0  # skipped
+    for name, value in before.items():
+        assert torch.equal(model.state_dict()[name], value), name
+    item = model.guidance.assignments[0]
+    assert item.skipped.item() == 1
+    item.refresh(seed=0)
+    assert (item.assignment >= 0).all()
+    assert total(model(*data, mode='loss')).isfinite()
+
+
+def test_pure_bfloat16_model_trains():
+    """``model.bfloat16()`` instead of autocast: losses near those of float32, gradients for all prompts."""
+    model, (x, samples) = assigned(build()), batch(C)
+    torch.manual_seed(1)
+    exact = model(x, samples, mode='loss')
+    torch.manual_seed(1)
+    losses = model.bfloat16()(x.bfloat16(), samples, mode='loss')
+    for name in ('loss_guide_patch', 'loss_guide_proto'):
+        assert losses[name].dtype == torch.float32
+        assert losses[name].item() == pytest.approx(exact[name].item(), rel=0.05)
+    total(losses).backward()
+    for tokens in model.backbone.prompts.tokens.values():
+        assert tokens.grad.isfinite().all()
+        assert tokens.grad.any()
+    assert model.guidance.assignments[0].sums.dtype == torch.float32
+
+
+@pytest.mark.parametrize('ignore_index', [7, 255])
+def test_labels_that_the_head_ignores_have_no_fraction(ignore_index):
+    """7 is within the range of the classes: only the head's option tells that it is no class."""
+    cfg = segmentor_cfg(8)
+    cfg.decode_head.ignore_index = ignore_index
+    model, (_, samples) = MODELS.build(cfg), batch(8, ignore=0)
+    gt = torch.stack([sample.gt_sem_seg.data for sample in samples])
+    assert (gt == 7).any()
+    expected = oracles.class_fractions(gt[:, 0], (16, 16), 8)
+    if ignore_index == 7:
+        expected[..., 7] = 0
+    torch.testing.assert_close(model.class_fractions(samples), torch.from_numpy(expected).float())
+
+
+def test_warm_up_uses_the_trunk_alone():
     model = build()
     data = batch(C)
     model.eval().collect_prototypes(*data)
@@ -199,6 +279,50 @@ def test_warm_up_looks_at_the_trunk_alone():
             tokens.normal_()
     other.eval().collect_prototypes(*data)
     assert torch.equal(first, other.guidance.assignments[0].class_means)
+
+
+class TestPrototypeInit:
+    """Guided block: the last one, where classes (0, 3), (1, 4) and 2 share prompts 0, 1 and 2."""
+
+    def build(self):
+        return assigned(build(prompts=dict(num=3, init='prototype'))).eval()
+
+    def test_guided_prompts_are_the_means_of_their_classes(self):
+        model, (x, samples) = self.build(), batch(C)
+        fractions = oracles.class_fractions(torch.stack([sample.gt_sem_seg.data[0] for sample in samples]), (16, 16), C)
+        inputs = []
+        block = model.backbone.trunk.blocks[DEPTH - 1]
+        handle = block.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        with torch.no_grad(), model.backbone.without_tuning():
+            model.backbone(x)
+        handle.remove()
+        means = oracles.class_means(inputs[0][:, model.backbone.num_prefix_tokens :], fractions)
+        init = PrototypeInit(model)
+        init.collect(x, samples)
+        init.write(seed=0)
+        tokens = model.backbone.prompts.tokens[str(DEPTH - 1)].detach()
+        for prompt, classes in enumerate([(0, 3), (1, 4), (2,)]):
+            expected = torch.from_numpy(sum(means[c] for c in classes) / len(classes)).float()
+            torch.testing.assert_close(tokens[prompt], expected, rtol=1e-4, atol=1e-4)
+
+    def test_one_forward_pass_serves_both(self):
+        """The class means of the assignment and of the prompts equal those of two separate passes."""
+        data, passes = batch(C), []
+        joint, separate = self.build(), self.build()
+        joint.backbone.register_forward_pre_hook(lambda *_: passes.append(1))
+        both, alone = PrototypeInit(joint), PrototypeInit(separate)
+        both.collect(*data, blocks=joint.guidance.blocks)
+        assert len(passes) == 1
+        separate.collect_prototypes(*data)
+        alone.collect(*data)
+        assert torch.equal(joint.guidance.assignments[0].sums, separate.guidance.assignments[0].sums)
+        for index, means in both.means.items():
+            assert means.sums.any()
+            assert torch.equal(means.sums, alone.means[index].sums)
+
+    def test_needs_guidance(self):
+        with pytest.raises(ValueError, match="init='prototype' needs a model with prompts and guidance"):
+            PrototypeInit(build(guidance=False, tuning='vpt_deep', prompts=dict(init='prototype')))
 
 
 def test_construction_needs_neither_data_nor_weights():
@@ -223,7 +347,7 @@ def test_stock_segmentor_takes_the_backbone(head):
         (dict(weight_patch=-1), {}, 'weights'),
         (dict(blocks=()), {}, 'empty'),
         (dict(blocks=(6,)), {}, r'guidance\.blocks'),
-        (dict(blocks=(2,)), dict(prompts=dict(num=2, blocks=(5,))), r'prompted \(deep\) are \[5\]'),
+        (dict(blocks=(2,)), dict(prompts=dict(num=2, blocks=(5,))), r'deep prompts are \[5\]'),
         ({}, dict(tuning='vpt_shallow'), 'are none'),
         ({}, dict(tuning='frozen'), 'are none'),
         (dict(num_classes=7), {}, 'num_classes=7'),
@@ -241,16 +365,20 @@ def test_guidance_needs_a_prompted_backbone():
         MODELS.build(cfg)
 
 
-def test_missing_hook_is_said_once(monkeypatch):
-    said = []
-    monkeypatch.setattr('mmseg_davpt.guidance.guidance.print_log', lambda message, *_: said.append(message))
-    model, data = build(), batch(C)
-    model(*data, mode='loss')
-    model(*data, mode='loss')
-    assert len(said) == 1
-    assert 'PromptAssignmentHook' in said[0]
-    assigned(build())(*data, mode='loss')
-    assert len(said) == 1
+def test_missing_hook_is_an_error_in_the_first_step():
+    with pytest.raises(RuntimeError, match="dict\\(type='PromptAssignmentHook'\\) to custom_hooks"):
+        build()(*batch(C), mode='loss')
+
+
+@pytest.mark.parametrize('guidance', [False, dict(type='MetricGuidance', weight_patch=0, weight_proto=0), True])
+def test_guided_tuning_needs_guidance(monkeypatch, guidance):
+    """Without it, the run would be plain VPT under the name of a guided method."""
+    monkeypatch.setattr(PromptedViT, 'expects_guidance', True, raising=False)
+    if guidance:  # weights of 0 count: the name is there
+        build(guidance=guidance)
+        return
+    with pytest.raises(ValueError, match=r"tuning='davpt' is a guided method: add guidance=.*tuning='vpt_deep'"):
+        build(guidance=False, tuning='davpt')
 
 
 @pytest.mark.parametrize(
@@ -265,13 +393,13 @@ def test_missing_hook_is_said_once(monkeypatch):
     ],
 )
 def test_other_statistics_than_the_weights_are_named(monkeypatch, arch, changes, names):
-    said = []
-    monkeypatch.setattr('mmseg_davpt.models.segmentor.print_log', lambda message, **_: said.append(message))
+    messages = []
+    monkeypatch.setattr('mmseg_davpt.models.segmentor.print_log', lambda message, **_: messages.append(message))
     cfg = segmentor_cfg(C, arch=arch)
     cfg.decode_head.in_channels = 64 if arch == 'test_vit' else 192
     cfg.data_preprocessor.update(changes)
     MODELS.build(cfg)
-    assert (said == []) if names is None else all(name in said[0] for name in [arch, *names])
+    assert (messages == []) if names is None else all(name in messages[0] for name in [arch, *names])
 
 
 @pytest.mark.parametrize('slide_batch', [None, 1, 3, 100])
@@ -300,3 +428,25 @@ def test_slide_batch_bounds_the_windows_at_a_time():
     with torch.no_grad():
         model.predict(x, samples)
     assert seen == [4, 4, 1]
+
+
+@pytest.mark.parametrize(('crop_size', 'stride'), [((32, 32), (48, 32)), ((32, 32), (32, 33)), ((32, 32), (0, 32))])
+def test_windows_that_leave_gaps_are_refused(crop_size, stride):
+    """mmseg would average over no window: nan."""
+    cfg = segmentor_cfg(C)
+    cfg.test_cfg = dict(mode='slide', crop_size=crop_size, stride=stride)
+    with pytest.raises(ValueError, match=r'test_cfg\.stride=.*test_cfg\.crop_size=\(32, 32\)'):
+        MODELS.build(cfg)
+    cfg.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(64, 64))
+    model = MODELS.build(cfg).eval()
+    model.test_cfg.update(crop_size=crop_size, stride=stride)  # after construction
+    x, samples = batch(C, (96, 96), 1)
+    with pytest.raises(ValueError, match=r'test_cfg\.stride='), torch.no_grad():
+        model.predict(x, samples)
+
+
+def test_windows_need_a_size():
+    cfg = segmentor_cfg(C)
+    cfg.test_cfg = dict(mode='slide', stride=(32, 32))
+    with pytest.raises(ValueError, match=r'test_cfg\.crop_size'):
+        MODELS.build(cfg)
