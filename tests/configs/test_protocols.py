@@ -219,6 +219,28 @@ tta_pipeline = [
         assert (mask - 1 == mean.argmax(0).numpy()).mean() > 0.999
         assert len(list((work_dir / 'shown').rglob('*.png'))) == 3
 
+    def test_each_test_has_its_picture(self, both):
+        work_dir, printed, _ = both
+        for name in ('picture_grid.png', 'picture_grid_multi_scale.png'):
+            assert f'Picture grid (image | truth | prediction): {work_dir / name}' in printed
+        single, multi = (cv2.imread(str(work_dir / f'picture_grid{name}.png')) for name in ('', '_multi_scale'))
+        assert single.shape == multi.shape
+        assert (single != multi).any()
+
+    def test_results_are_written_before_a_picture_fails(self, slide, checkpoint, tmp_path, monkeypatch):
+        existing = []
+
+        def fail(*_, **__):
+            existing.extend(tmp_path.glob('*.json'))
+            raise ValueError('no such color')
+
+        monkeypatch.setattr('mmseg_davpt.engine.pictures.draw_grid', fail)
+        command = ['test.py', slide, checkpoint, '--work-dir', tmp_path]
+        monkeypatch.setattr('sys.argv', [str(word) for word in command])
+        runpy.run_path(str(ROOT / 'tools/test.py'), run_name='__main__')
+        assert existing == [tmp_path / 'test_iter_9.json']
+        assert json.loads(existing[0].read_text())['single_scale']['metrics']['mIoU'] >= 0
+
     def test_two_processes_write_the_same_once(self, both, slide, checkpoint, tmp_path):
         """Three images on two ranks: one of them is tested twice, and counts once."""
         chosen = tmp_path / 'here/chosen.json'
