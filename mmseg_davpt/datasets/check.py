@@ -10,7 +10,7 @@ from .prepare import SOURCES
 
 
 def leaf_datasets(dataset: Any) -> Iterator[Any]:
-    """Configs of the datasets inside of wrappers such as ``ConcatDataset``, ``RepeatDataset``, ``MultiImageMixDataset``.
+    """Configs of the datasets inside of wrappers: ``ConcatDataset``, ``RepeatDataset``, ``MultiImageMixDataset``.
 
     Args:
         dataset: Config of a dataset; yielded itself if it is no wrapper.

@@ -69,8 +69,8 @@ class ReplayableSampler(Sampler[Draw]):
         self.first = 0  # first draw of this rank
         if (wrapper := _find_lossy_wrapper(dataset)) is not None:
             warnings.warn(
-                f'{type(wrapper).__name__} does not pass on the number of a draw: augmentation is not repeatable, and a '
-                'resumed run differs from an uninterrupted one. Use ConcatDataset, RepeatDataset or '
+                f'{type(wrapper).__name__} does not pass on the number of a draw: augmentation is not repeatable, and '
+                'a resumed run differs from an uninterrupted one. Use ConcatDataset, RepeatDataset or '
                 'MultiImageMixDataset, or list the samples in ann_file',
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""Configs of datasets: what they share, where their data lies, and own masks edited in one place."""
+"""Configs of datasets: pipelines and loaders, folders of the data, and own masks edited in one place."""
 
 import cv2
 import numpy as np
@@ -13,9 +13,12 @@ from mmseg_davpt.apis import load_config
 from mmseg_davpt.datasets import check_data_roots
 from mmseg_davpt.datasets.prepare import SOURCES
 
-BASES = sorted((ROOT / 'configs/_base_/datasets').glob('*.py'))
-LEAFS = {name: ROOT / f'configs/davpt_upernet_{name}.py' for name in SOURCES}
-OWN = ROOT / 'configs/davpt_upernet_own_masks.py'
+BASES = sorted((ROOT / 'configs/_base_/datasets').glob('[!_]*.py'))
+LEAVES = {
+    name: next(path for path in sorted((ROOT / 'configs').glob('davpt*_upernet_*.py')) if f'_{name}' in path.stem)
+    for name in SOURCES
+}
+OWN = ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_own-masks-280x280.py'
 
 
 @pytest.mark.parametrize('path', BASES, ids=lambda path: path.stem)
@@ -39,17 +42,17 @@ def test_bases_are_alike(path):
 
 @pytest.mark.parametrize('name', SOURCES)
 def test_data_lies_where_it_is_prepared(name, tmp_path):
-    cfg = load_config(LEAFS[name])
+    cfg = load_config(LEAVES[name])
     assert cfg.data_root == f'data/{SOURCES[name].folder}'
     assert cfg.train_dataloader.dataset.type == SOURCES[name].dataset
     train, val = cfg.train_dataloader.dataset, cfg.val_dataloader.dataset
     assert (train.data_prefix, train.get('ann_file')) != (val.data_prefix, val.get('ann_file'))
-    cfg = load_config(LEAFS[name], {'data_root': str(tmp_path / 'nowhere')})
+    cfg = load_config(LEAVES[name], {'data_root': str(tmp_path / 'nowhere')})
     with pytest.raises(FileNotFoundError, match=rf'nowhere.*python tools/prepare_dataset.py {name} '):
         check_data_roots(cfg)
 
 
-@pytest.mark.parametrize('path', [*LEAFS.values(), OWN], ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', [*LEAVES.values(), OWN], ids=lambda path: path.stem)
 def test_model_fits_the_crop(path):
     cfg = load_config(path)
     size = cfg.model.data_preprocessor.size
@@ -101,6 +104,7 @@ def test_own_masks_say_what_the_folder_looks_like(own):
         check_data_roots(cfg)
 
 
+@pytest.mark.slow
 def test_own_masks_are_checked_and_trained(own):
     data = ['--cfg-options', f'data_root={own}/data']
     assert '0 errors' in tool('check_dataset', own / 'mine.py', *data)

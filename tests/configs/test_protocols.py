@@ -107,6 +107,7 @@ class TestConfigs:
         assert not (tmp_path / 'r.json').exists()
 
 
+@pytest.mark.slow
 class TestCommand:
     """tools/test.py on a tiny trained model."""
 
@@ -284,11 +285,12 @@ class TestPaper:
             bias=blocks * (3 * d + d + 4 * d + d + 2 * d) + d,  # qkv, proj, fc1, fc2, norms; patch embedding
             vpt=20 * blocks * d,
             davpt=20 * blocks * d,
-            davpt_plus=20 * blocks * d + 2 * blocks * d,
             full=self.trunk(size),
         )
+        by_hand['davpt-plus'] = 20 * blocks * d + 2 * blocks * d
+        schedule = '160k' if data.startswith('ade20k') else '80k'
         for name, trunk in by_hand.items():
-            cfg = load_config(PAPER / f'{name}_setr-pup_vit-l16_{data}.py')
+            cfg = load_config(PAPER / f'{name}_vit-l16_setr-pup_{schedule}_{data}.py')
             model = build_shapes(cfg.model)
             assert next(model.parameters()).is_meta
             counts = count_parameters(model)
@@ -304,11 +306,13 @@ class TestPaper:
         assert rows.keys() == paper.keys()
         assert len(rows) == 6
         names = {'full': 'full', 'head only': 'head', 'bias': 'bias', 'VPT-Deep': 'vpt', 'DA-VPT': 'davpt'}
-        names['DA-VPT+'] = 'davpt_plus'
-        configs = [str(PAPER / f'{names[row]}_setr-pup_vit-l16_ade20k-512x512.py') for row in rows]
+        names['DA-VPT+'] = 'davpt-plus'
+        configs = [str(PAPER / f'{names[row]}_vit-l16_setr-pup_160k_ade20k-512x512.py') for row in rows]
         monkeypatch.setattr('sys.argv', ['param_report.py', *configs])
         runpy.run_path(str(ROOT / 'tools/param_report.py'), run_name='__main__')
         printed = capsys.readouterr().out
         for row, (theirs, ours) in rows.items():
             assert theirs == paper[row]
-            assert re.search(rf'^{names[row]}_setr-pup_vit-l16_ade20k-512x512 .* {re.escape(ours)}$', printed, re.M)
+            assert re.search(
+                rf'^{names[row]}_vit-l16_setr-pup_160k_ade20k-512x512 .* {re.escape(ours)}$', printed, re.M
+            )

@@ -143,6 +143,7 @@ def test_command_line(root, tmp_path, monkeypatch, capsys):
     assert f'no data at data_root={str(root)!r}' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_exit_code_of_the_process(root, tmp_path):
     plant(root)
     config(root).dump(tmp_path / 'config.py')
