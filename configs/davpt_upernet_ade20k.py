@@ -13,6 +13,6 @@ _base_ = [
 # Gate, prototype start, query-key pairing and centering are additions of this project, chosen on CamVid
 # (docs/evidence.md). The paper's settings are in configs/paper.
 #
-# A config names its bases and the values that it changes. For 50 prompts per block instead of 20, a new file would hold:
+# A config names its bases and the values that it changes. A config with 50 prompts per block would be:
 #   _base_ = './davpt_upernet_ade20k.py'
 #   model = dict(backbone=dict(prompts=dict(num=50)))

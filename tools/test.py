@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
@@ -71,11 +72,11 @@ def main() -> None:
         for name, result in zip(('mIoU-SS', 'mIoU-MS'), results.values()):
             print(f'{name}: {result["metrics"].get("mIoU", "no IoUMetric")}  ({describe(result["protocol"])})')
         print(f'\n{format_report(model)}\n\nResults: {path}\nCheckpoint: {args.checkpoint}')
-        for picture in filter(None, pictures):
-            print(f'Picture grid (image | truth | prediction): {picture}')
+        for file in filter(None, pictures):
+            print(f'Picture grid (image | truth | prediction): {file}')
 
 
-def describe(protocol: dict) -> str:
+def describe(protocol: dict[str, Any]) -> str:
     """One line: slide 512x512, stride 341x341, 6 scales, flip."""
     size, stride = ('x'.join(map(str, protocol[key] or ())) for key in ('crop_size', 'stride'))
     words = [f'slide {size}, stride {stride}' if size else 'whole', f'scales {protocol["scales"]}']

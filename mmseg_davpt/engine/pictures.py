@@ -71,7 +71,7 @@ class PictureGridHook(Hook):
             meta, ignore_index = dataset.metainfo, getattr(dataset, 'ignore_index', 255)
             rows = [(mmcv.imread(image, channel_order='rgb'), *labels) for image, *labels in self.rows]
             draw_grid(rows, meta['classes'], meta['palette'], path, ignore_index)
-        except Exception:  # an image, the dataset's colors, the disk: whatever it is, the test goes on
+        except Exception:  # for instance a missing image, bad colors, a full disk
             runner.logger.exception(f'The picture grid {path} could not be written')
             return None
         runner.logger.info(f'Picture grid (image | truth | prediction): {path}')

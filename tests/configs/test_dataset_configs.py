@@ -1,4 +1,4 @@
-"""Configs of datasets: pipelines and loaders, folders of the data, and own masks edited in one place."""
+"""Configs of datasets: pipelines and loaders, folders of the data, and the config for own masks."""
 
 import cv2
 import numpy as np
@@ -65,7 +65,7 @@ def test_model_fits_the_crop(path):
 
 
 @pytest.fixture
-def own(tmp_path):
+def own_masks(tmp_path):
     """The config as its user leaves it, with three classes, and a folder of 6 images."""
     text = OWN.read_text()
     line = "classes = ('background', 'object')"
@@ -84,8 +84,8 @@ def own(tmp_path):
     return tmp_path
 
 
-def test_own_classes_reach_everything(own):
-    cfg = load_config(own / 'mine.py', {'data_root': str(own / 'data')})
+def test_own_classes_reach_everything(own_masks):
+    cfg = load_config(own_masks / 'mine.py', {'data_root': str(own_masks / 'data')})
     assert {node['num_classes'] for node in walk(cfg.model) if 'num_classes' in node} == {3}
     init_default_scope('mmseg')
     for loader, number in ((cfg.train_dataloader, 4), (cfg.val_dataloader, 2), (cfg.test_dataloader, 2)):
@@ -96,20 +96,20 @@ def test_own_classes_reach_everything(own):
     assert set(np.unique(dataset[0]['data_samples'].gt_sem_seg.data)) == {0, 1, 2}
 
 
-def test_own_masks_say_what_the_folder_looks_like(own):
-    cfg = load_config(own / 'mine.py')
+def test_missing_own_masks_name_the_layout(own_masks):
+    cfg = load_config(own_masks / 'mine.py')
     assert cfg.data_root == cfg.train_dataloader.dataset.data_root == 'data/own_masks'
-    cfg = load_config(own / 'mine.py', {'data_root': str(own / 'nowhere')})
+    cfg = load_config(own_masks / 'mine.py', {'data_root': str(own_masks / 'nowhere')})
     with pytest.raises(FileNotFoundError, match=r'nowhere.*docs/datasets.md'):
         check_data_roots(cfg)
 
 
 @pytest.mark.slow
-def test_own_masks_are_checked_and_trained(own):
-    data = ['--cfg-options', f'data_root={own}/data']
-    assert '0 errors' in tool('check_dataset', own / 'mine.py', *data)
+def test_own_masks_are_checked_and_trained(own_masks):
+    data = ['--cfg-options', f'data_root={own_masks}/data']
+    assert '0 errors' in tool('check_dataset', own_masks / 'mine.py', *data)
     printed = tool(
-        'train', own / 'mine.py', '--work-dir', own / 'run', *data,
+        'train', own_masks / 'mine.py', '--work-dir', own_masks / 'run', *data,
         'model.backbone.arch=test_vit', 'model.backbone.pretrained=False', 'model.backbone.allow_random=True',
         'model.backbone.out_indices=(1,2,3,5)', 'model.neck.embed_dim=64',
         'model.decode_head.in_channels=[64,64,64,64]',

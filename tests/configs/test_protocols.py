@@ -48,9 +48,9 @@ class TestPerClass:
         for index, name in enumerate('abcd'):
             both = int(((truths == index) & (predictions == index)).sum())
             either = int((((truths == index) | (predictions == index)) & seen).sum())
-            own = int((truths == index).sum())
+            labelled = int((truths == index).sum())
             iou = round(100 * both / either, 2) if either else None
-            expected.append(dict(name=name, IoU=iou, Acc=round(100 * both / own, 2) if own else None))
+            expected.append(dict(name=name, IoU=iou, Acc=round(100 * both / labelled, 2) if labelled else None))
         assert metric.classes() == expected
         assert expected[2]['IoU'] == 0
         assert expected[3]['IoU'] is None
@@ -133,7 +133,7 @@ class TestCommand:
     @pytest.fixture(scope='class')
     @classmethod
     def slide(cls, tiny_config, tmp_path_factory):
-        """Somebody's config: slide mode, two scales, evaluators in a list, one of them mmseg's with its own options."""
+        """Config of a user: slide mode, two scales, a list with one of mmseg's evaluators."""
         path = tmp_path_factory.mktemp('slide') / 'slide.py'
         path.write_text(f"""
 _base_ = {str(tiny_config)!r}
@@ -165,7 +165,7 @@ tta_pipeline = [
         for name, key in (('mIoU-SS', 'single_scale'), ('mIoU-MS', 'multi_scale')):
             line = re.search(rf'^{name}: (\S+)', printed, re.M)
             assert float(line[1]) == results[key]['metrics']['mIoU']
-        logged = re.findall(r'mIoU: (\S+)  mAcc', printed)  # mmengine's own lines
+        logged = re.findall(r'mIoU: (\S+)  mAcc', printed)  # lines of mmengine
         assert [float(value) for value in logged] == [
             results[key]['metrics']['mIoU'] for key in ('single_scale', 'multi_scale')
         ]

@@ -193,7 +193,7 @@ class TestReduceZeroLabel:
         cfg.train_dataloader.dataset.pipeline[1].reduce_zero_label = True
         (fault,) = audit_config(cfg).errors
         assert (fault.kind, fault.split) == ('reduce_zero_label', 'train')
-        assert 'dataset says False, LoadAnnotations True' in fault.what
+        assert 'False in the dataset, True in LoadAnnotations' in fault.what
 
 
 def test_classes_that_never_occur(root):
@@ -277,7 +277,7 @@ def test_what_cannot_be_checked(root, tmp_path):
     assert {fault.kind for fault in audit_config(cfg).faults} == {'no images', 'mask without image'}
     cfg = config(root)
     cfg.val_dataloader.dataset.metainfo = {}
-    with pytest.raises(ValueError, match='val: BaseSegDataset is no segmentation dataset'):
+    with pytest.raises(ValueError, match='val: BaseSegDataset is not a segmentation dataset'):
         audit_config(cfg)
 
 
