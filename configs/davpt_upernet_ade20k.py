@@ -1,23 +1,18 @@
-# DA-VPT (CVPR 2025) for ADE20K: frozen ViT-B/16 + guided prompts + UPerNet.
+# Gated DA-VPT for ADE20K: frozen ViT-B/16, guided prompts, UPerNet. Start here: most configs change this one.
 _base_ = [
-    './_base_/models/davpt_upernet_vit-b16.py',
-    './_base_/datasets/ade20k.py',
-    './_base_/schedules/adamw_160k.py',
-    './_base_/default_runtime.py',
+    './_base_/models/davpt_upernet_vit-b16.py',  # trunk, prompts, guidance, heads
+    './_base_/datasets/ade20k.py',  # files, pipelines, loaders, metric
+    './_base_/schedules/adamw_160k.py',  # learning rates, iterations, checkpoints
+    './_base_/default_runtime.py',  # hooks, seed, log
 ]
-# What learns: 20 prompts a block and the heads. Prompts start as prototypes of the classes in their block, behind a
-# gate that opens while they learn. Those of the last block stand for the classes: each class is assigned to one of them
-# by clustering (PromptAssignmentHook in _base_/default_runtime.py), and the metric loss draws the queries of its pixels
-# to its prompt's key and those of other classes away. Gate, start, pairing and centring are ours, chosen on CamVid
-# (docs/evidence.md); the paper's own are in configs/paper.
-model = dict(
-    backbone=dict(tuning='davpt', prompts=dict(num=20, init='prototype', gate=True)),
-    guidance=dict(
-        blocks=(-1,),
-        sample_space='query',
-        prompt_space='key',
-        weight_patch=0.05,
-        weight_proto=0.05,
-        center_prototypes=True,
-    ),
-)
+# Trainable: 20 prompts per block, and the heads. Before training, the prompts are set to prototypes of the classes in
+# their block, behind a gate that opens during training. PromptAssignmentHook (default_runtime.py) assigns each class to
+# a prompt of the last block by clustering. The metric loss pulls the queries of a class's pixels to the key of its
+# prompt and pushes those of other classes away.
+#
+# Gate, prototype start, query-key pairing and centering are additions of this project, chosen on CamVid
+# (docs/evidence.md). The paper's settings are in configs/paper.
+#
+# A config names its bases and the values that it changes. A config with 50 prompts per block would be:
+#   _base_ = './davpt_upernet_ade20k.py'
+#   model = dict(backbone=dict(prompts=dict(num=50)))

@@ -1,4 +1,4 @@
-"""Look at all data of a config before training: python tools/check_dataset.py CONFIG"""
+"""Check all data of a config before training: python tools/check_dataset.py CONFIG"""
 
 import argparse
 import json
@@ -8,19 +8,19 @@ from pathlib import Path
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
 
+from mmseg_davpt.apis import load_config
 from mmseg_davpt.datasets import check_data_roots
 from mmseg_davpt.datasets.audit import audit_config, format_audit
-from mmseg_davpt.apis import load_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Read every image and mask; exit code 1 if something is wrong, 2 if nothing can be read'
+        description='Read every image and mask; exit code 1 if there are errors, 2 if the data cannot be read'
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('--workers', type=int, help='threads (default: all CPUs)')
-    parser.add_argument('--json', help='file for everything that was found')
-    parser.add_argument('--show', type=int, default=5, help='paths shown of each kind (default: 5)')
+    parser.add_argument('--json', help='file for all findings')
+    parser.add_argument('--show', type=int, default=5, help='paths to print of each kind (default: 5)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Count what learns: python tools/param_report.py CONFIG [MORE CONFIGS]"""
+"""Count trainable parameters: python tools/param_report.py CONFIG [MORE CONFIGS]"""
 
 import argparse
 from pathlib import Path

@@ -8,7 +8,9 @@ from mmseg_davpt.datasets.prepare import SOURCES, DataError, prepare
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Download, check, unpack, convert and count; go on if interrupted')
+    parser = argparse.ArgumentParser(
+        description='Download, check, unpack, convert and count; run it again to continue after an interruption'
+    )
     parser.add_argument('name', choices=SOURCES, help='dataset')
     parser.add_argument('--root', default='data', help='folder of all datasets (default: data)')
     return parser.parse_args()

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
@@ -9,7 +10,6 @@ from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from mmseg_davpt.datasets import check_data_roots
 from mmseg_davpt.apis import (
     draw_predictions,
     load_config,
@@ -20,6 +20,8 @@ from mmseg_davpt.apis import (
     run_single_scale,
     save_results,
 )
+from mmseg_davpt.datasets import check_data_roots
+from mmseg_davpt.engine import PictureGridHook
 from mmseg_davpt.reports import format_report
 
 
@@ -28,10 +30,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder for logs and pictures (default: work_dirs/CONFIG)')
-    parser.add_argument('--tta', action='store_true', help='then also on several scales and flipped (mIoU-MS)')
+    parser.add_argument('--tta', action='store_true', help='also test on several scales, flipped and not (mIoU-MS)')
     parser.add_argument('--json', help='file for the results (default: WORK_DIR/test_CHECKPOINT.json)')
-    parser.add_argument('--out', help='folder for predicted masks; with --tta, of several scales')
-    parser.add_argument('--show-dir', help='folder for painted images; with --tta, of several scales')
+    parser.add_argument('--out', help='folder for predicted masks (with --tta: of the multi-scale test)')
+    parser.add_argument('--show-dir', help='folder for pictures of predictions (with --tta: of the multi-scale test)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
@@ -47,29 +49,34 @@ def main() -> None:
     if args.show_dir:
         cfg.default_hooks.visualization.update(draw=True, interval=1)
         cfg.visualizer.save_dir = args.show_dir
-    cfg.setdefault('custom_hooks', []).append(dict(type='PictureGridHook'))
     prepare_launcher(cfg, args.launcher)
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     require_complete(model, args.checkpoint)
-    if args.show_dir and args.tta:
-        draw_predictions(runner, False)  # the pictures of both tests would land in one folder
-    results = dict(single_scale=run_single_scale(runner, cfg))
+    grid = PictureGridHook(draw_after_test=False)
+    runner.register_hook(grid)
+    tests = dict(single_scale=(run_single_scale, 'picture_grid.png'))
     if args.tta:
+        tests['multi_scale'] = (run_multi_scale, 'picture_grid_multi_scale.png')
+    path = args.json or Path(runner.work_dir, f'test_{Path(args.checkpoint).stem}.json')
+    results, pictures = {}, []
+    for name, (run_test, picture) in tests.items():
         if args.show_dir:
-            draw_predictions(runner, True)
-        results['multi_scale'] = run_multi_scale(runner, cfg)
+            draw_predictions(runner, name == list(tests)[-1])  # one folder, hence the pictures of one test
+        results[name] = run_test(runner, cfg)
+        if is_main_process():  # results first: a picture must not lose them
+            save_results(path, args.config, args.checkpoint, len(runner.test_dataloader.dataset), results)
+            pictures.append(grid.draw(runner, Path(runner.work_dir, picture)))
     if is_main_process():
-        path = args.json or Path(runner.work_dir, f'test_{Path(args.checkpoint).stem}.json')
-        save_results(path, args.config, args.checkpoint, len(runner.test_dataloader.dataset), results)
         print()
         for name, result in zip(('mIoU-SS', 'mIoU-MS'), results.values()):
             print(f'{name}: {result["metrics"].get("mIoU", "no IoUMetric")}  ({describe(result["protocol"])})')
         print(f'\n{format_report(model)}\n\nResults: {path}\nCheckpoint: {args.checkpoint}')
-        print(f'Picture grid (image | truth | prediction): {runner.work_dir}/picture_grid.png')
+        for file in filter(None, pictures):
+            print(f'Picture grid (image | truth | prediction): {file}')
 
 
-def describe(protocol: dict) -> str:
+def describe(protocol: dict[str, Any]) -> str:
     """One line: slide 512x512, stride 341x341, 6 scales, flip."""
     size, stride = ('x'.join(map(str, protocol[key] or ())) for key in ('crop_size', 'stride'))
     words = [f'slide {size}, stride {stride}' if size else 'whole', f'scales {protocol["scales"]}']

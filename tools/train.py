@@ -6,15 +6,15 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from mmseg_davpt.datasets import check_data_roots
 from mmseg_davpt.apis import enable_amp, load_config, prepare_launcher
+from mmseg_davpt.datasets import check_data_roots, check_sampler
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a segmentor')
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG)')
-    parser.add_argument('--resume', action='store_true', help='go on from the latest checkpoint in the work dir')
+    parser.add_argument('--resume', action='store_true', help='continue from the latest checkpoint in the work dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 autocast on a CPU)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -26,9 +26,10 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     check_data_roots(cfg)
+    check_sampler(cfg)
     if args.amp:
         enable_amp(cfg)
-    cfg.resume = args.resume or cfg.resume
+    cfg.resume = args.resume or cfg.get('resume', False)
     prepare_launcher(cfg, args.launcher)
     Runner.from_cfg(cfg).train()
 

@@ -1,4 +1,4 @@
-"""What command lines and notebooks call: config loading, testing, inference."""
+"""Functions for command lines and notebooks: config loading, testing, inference."""
 
 from .inference import find_images, segment_images
 from .launch import enable_amp, leave_process_group, load_config, prepare_launcher

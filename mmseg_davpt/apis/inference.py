@@ -1,4 +1,4 @@
-"""Images in, masks and overlays out."""
+"""Segment images: index masks and overlays."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from .testing import require_complete
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
-def find_images(places: Sequence[str | Path]) -> list[Path]:
-    """Images named by files and folders (not searched below).
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """List the images that files and folders name. Subfolders are not searched.
+
+    Args:
+        paths: Image files, and folders of images.
 
     Raises:
-        FileNotFoundError: A place does not exist, or a folder holds no image.
-        ValueError: Two images would be written under one name.
+        FileNotFoundError: A path does not exist, or a folder holds no image.
+        ValueError: Two images have the same name, so that their masks would have the same file.
     """
-    found: list[Path] = []
-    for place in map(Path, places):
-        images = (
-            sorted(path for path in place.glob('*') if path.suffix.lower() in SUFFIXES) if place.is_dir() else [place]
-        )
-        if not images or not images[0].exists():
-            raise FileNotFoundError(f'{place}: no image there (known suffixes: {", ".join(SUFFIXES)})')
-        found += images
-    stems = [path.stem for path in found]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise ValueError(f'several images are called {twice[0]}: their masks would overwrite one another')
-    return found
+    images: list[Path] = []
+    for path in map(Path, paths):
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.glob('*') if file.suffix.lower() in SUFFIXES)
+        if not files or not files[0].exists():
+            raise FileNotFoundError(f'{path}: no image there (known suffixes: {", ".join(SUFFIXES)})')
+        images += files
+    stems = [path.stem for path in images]
+    if repeated := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise ValueError(f'several images are called {repeated[0]}: their masks would overwrite one another')
+    return images
 
 
 def segment_images(
@@ -44,18 +47,19 @@ def segment_images(
 
     Args:
         cfg: Config with a ``test_pipeline``.
-        checkpoint: Checkpoint of the whole model; it names the classes and their colours.
+        checkpoint: Checkpoint of the whole model, with the names and colors of the classes.
         images: Files to read.
-        out: Folder; ``masks/NAME.png`` holds class ids (uint8, or uint16 for over 256 classes), ``overlays/NAME.jpg``
-            the classes painted over the image.
-        opacity: Of the classes in an overlay, in [0, 1].
+        out: Folder to write to: ``masks/NAME.png`` holds class ids (uint8; uint16 for more than 256 classes),
+            ``overlays/NAME.jpg`` the image under the colors of the classes.
+        opacity: Opacity of the classes in an overlay, in [0, 1].
         device: Device of the model.
 
     Returns:
-        Images that could not be segmented, with the reason; the others are written.
+        Images that could not be segmented, each with the reason. The others are written.
 
     Raises:
-        FileNotFoundError, ValueError: The checkpoint is not there, or is another model's.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: The checkpoint does not fit the config.
     """
     model = init_model(cfg, str(checkpoint), device=device)
     require_complete(model, checkpoint)

@@ -1,4 +1,4 @@
-"""What the command lines share: config, data root, precision, processes."""
+"""Shared by the command lines: config, data root, precision, processes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,19 +18,19 @@ from mmengine.logging import print_log
 from ..datasets.check import leaf_datasets
 
 
-def load_config(path: str | Path, options: Mapping | None = None, work_dir: str | None = None) -> Config:
+def load_config(path: str | Path, options: Mapping[str, Any] | None = None, work_dir: str | None = None) -> Config:
     """Read a config as mmseg's tools do.
 
     Args:
         path: Config file.
-        options: Keys to override, dotted. ``data_root`` reaches every dataset that had the old one.
+        options: Dotted keys to override. ``data_root`` changes in every dataset that has the value of the config.
         work_dir: Folder of the run; ``work_dirs/CONFIG`` if neither this nor the config names one.
 
     Raises:
-        FileNotFoundError: No such config.
+        FileNotFoundError: The config does not exist.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f'no config at {path}; those of the project are in configs/')
+        raise FileNotFoundError(f'no config at {path}; the configs of this project are in configs/')
     cfg = Config.fromfile(path)
     root = cfg.get('data_root')
     if options:
@@ -47,30 +48,46 @@ def load_config(path: str | Path, options: Mapping | None = None, work_dir: str 
 
 
 def enable_amp(cfg: Config) -> None:
-    """Train in mixed precision: as mmseg does on a GPU, with bfloat16 autocast on a CPU."""
+    """Train in mixed precision: as mmseg does on a GPU, in bfloat16 autocast on a CPU.
+
+    Args:
+        cfg: The config, changed in place. On a CPU, the options of ``AmpOptimWrapper`` that its gradient scaler needs
+            are removed: bfloat16 needs no scaling.
+
+    Raises:
+        ValueError: Without a GPU, ``optim_wrapper.dtype`` is not bfloat16.
+    """
+    wrapper = cfg.optim_wrapper
     if torch.cuda.is_available():
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    else:
-        cfg.optim_wrapper.type = 'CpuAmpOptimWrapper'
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+        return
+    dtype = str(wrapper.pop('dtype', None) or 'bfloat16').removeprefix('torch.')
+    if dtype != 'bfloat16':
+        raise ValueError(
+            f'optim_wrapper.dtype={dtype!r} needs a GPU; on a CPU, mixed precision is bfloat16: remove dtype'
+        )
+    wrapper.type = 'CpuAmpOptimWrapper'
+    for option in ('loss_scale', 'use_fp64'):
+        wrapper.pop(option, None)
 
 
 def prepare_launcher(cfg: Config, launcher: str) -> None:
-    """Set the launcher; without a GPU, start gloo processes, which mmengine cannot do by itself.
+    """Set the launcher; without a GPU, join a gloo process group, which mmengine does not do.
 
     Args:
         cfg: The config, changed in place.
         launcher: ``none``, ``pytorch``, ``slurm`` or ``mpi``.
 
     Raises:
-        RuntimeError: A launcher without GPUs that is not torchrun.
+        RuntimeError: There is no GPU and the launcher is not ``pytorch`` (torchrun).
     """
     cfg.launcher = launcher
     if launcher == 'none' or torch.cuda.is_available():
         return
     if launcher != 'pytorch':
         raise RuntimeError(f'launcher {launcher!r} needs GPUs; on CPUs use tools/dist_train.sh (torchrun, gloo)')
-    # mmengine would call torch.cuda.set_device, wrap the model for device LOCAL_RANK, and SyncBN needs a GPU.
+    # mmengine would call torch.cuda.set_device and wrap the model for device LOCAL_RANK; SyncBN needs a GPU.
     if not dist.is_initialized():
         dist.init_process_group('gloo')
         atexit.register(leave_process_group)
@@ -81,10 +98,10 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
 
 
 def leave_process_group() -> None:
-    """End gloo's threads before the interpreter ends, which else may abort a process that has finished its work.
+    """Stop gloo's threads before the interpreter exits; otherwise it may abort after all work is done.
 
-    A thread that is just putting away its last collective wants Python's lock, which joining it would hold: it gets a
-    moment first. Seen with torch 2.13, on busy machines.
+    A thread that releases its last collective needs the GIL, which joining it would hold: wait a moment first. Seen
+    with torch 2.13 on busy machines.
     """
     if dist.is_initialized():
         time.sleep(0.2)
@@ -95,7 +112,7 @@ def _replace_sync_bn(node: object) -> None:
     if isinstance(node, dict):
         if node.get('type') == 'SyncBN':
             node['type'] = 'BN'
-            print_log('SyncBN needs GPUs: BN instead.', logger='current', level=logging.WARNING)
+            print_log('SyncBN needs GPUs: replaced by BN.', logger='current', level=logging.WARNING)
         for child in node.values():
             _replace_sync_bn(child)
     elif isinstance(node, (list, tuple)):

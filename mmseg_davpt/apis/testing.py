@@ -1,12 +1,14 @@
-"""What evaluation and inference ask of a checkpoint and a config; test protocols and their results."""
+"""Tests of a checkpoint: is it complete, single and multi scale, results as JSON."""
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import mmcv
 import mmengine
@@ -27,20 +29,21 @@ from ..version import __version__
 
 
 def require_complete(model: nn.Module, checkpoint: str | Path) -> None:
-    """Refuse a checkpoint that would leave parts of the model random; mmengine would only warn.
+    """Refuse a checkpoint that would leave parts of the model random; mmengine only warns.
 
     Args:
         model: The segmentor.
-        checkpoint: A checkpoint of the whole model. Guidance is not needed for inference, hence may be missing.
+        checkpoint: A checkpoint of the whole model. The guidance may be missing: inference does not need it. A prefix
+            ``module.`` of a wrapped model is ignored, as mmengine does.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: Tensors are missing or of another shape; the message names some.
+        FileNotFoundError: The file does not exist.
+        ValueError: Tensors are missing or have another shape; the message names some.
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f'no checkpoint at {checkpoint}; training writes it to work_dirs/CONFIG/iter_N.pth')
     state = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
-    state = state.get('state_dict', state)
+    state = {re.sub(r'^module\.', '', name): value for name, value in state.get('state_dict', state).items()}
     problems = []
     for name, tensor in model.state_dict().items():
         if name.startswith('guidance.'):
@@ -57,12 +60,12 @@ def require_complete(model: nn.Module, checkpoint: str | Path) -> None:
 
 
 def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = None) -> None:
-    """Make the config's ``IoUMetric`` keep its classes, and write masks.
+    """Make the config's ``IoUMetric`` keep the figures of each class, and write masks.
 
     Args:
         cfg: The config, changed in place.
-        multi_scale: Whether :func:`run_multi_scale` follows.
-        masks: Folder for predicted masks.
+        multi_scale: Whether :func:`run_multi_scale` will be called.
+        masks: Folder for predicted masks; none are written by default.
 
     Raises:
         ValueError: ``multi_scale`` without ``tta_pipeline`` and ``tta_model``, or ``masks`` without an ``IoUMetric``.
@@ -80,15 +83,16 @@ def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = Non
 
 
 def _class_of(kind: str | type) -> type | None:
-    return METRICS.get(kind) if isinstance(kind, str) else kind
+    metric: type | None = METRICS.get(kind) if isinstance(kind, str) else kind
+    return metric
 
 
-def run_single_scale(runner: Runner, cfg: Config) -> dict:
-    """Test as the config's ``test_pipeline`` and ``test_cfg`` say.
+def run_single_scale(runner: Runner, cfg: Config) -> dict[str, Any]:
+    """Test with the pipeline of ``test_dataloader`` and with ``model.test_cfg``.
 
     Args:
         runner: Built from ``cfg``.
-        cfg: The config, through :func:`prepare_test`.
+        cfg: The config, after :func:`prepare_test`.
 
     Returns:
         ``protocol``, ``metrics`` (percent) and ``classes`` (``None`` if the config has no ``IoUMetric``).
@@ -97,8 +101,8 @@ def run_single_scale(runner: Runner, cfg: Config) -> dict:
     return _results(cfg.model.test_cfg, cfg.test_dataloader.dataset.pipeline, metrics, runner.test_evaluator)
 
 
-def run_multi_scale(runner: Runner, cfg: Config) -> dict:
-    """Test the runner's model as the config's ``tta_pipeline`` says; arguments and result as for a single scale."""
+def run_multi_scale(runner: Runner, cfg: Config) -> dict[str, Any]:
+    """Test the model of the runner with ``tta_pipeline``; arguments and result as for :func:`run_single_scale`."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     runner.model = MODELS.build({**cfg.tta_model, 'module': model})
     loader = deepcopy(cfg.test_dataloader)
@@ -107,7 +111,9 @@ def run_multi_scale(runner: Runner, cfg: Config) -> dict:
     return _results(cfg.model.test_cfg, cfg.tta_pipeline, loop.run(), loop.evaluator)
 
 
-def _results(test_cfg: Mapping, pipeline: Sequence[Mapping], metrics: Mapping, evaluator: Evaluator) -> dict:
+def _results(
+    test_cfg: Mapping[str, Any], pipeline: Sequence[Any], metrics: Mapping[str, float], evaluator: Evaluator
+) -> dict[str, Any]:
     kept = [metric for metric in evaluator.metrics if isinstance(metric, PerClassIoUMetric) and metric.areas]
     return dict(
         protocol=protocol(test_cfg, pipeline),
@@ -116,12 +122,12 @@ def _results(test_cfg: Mapping, pipeline: Sequence[Mapping], metrics: Mapping, e
     )
 
 
-def protocol(test_cfg: Mapping, pipeline: Sequence[Mapping]) -> dict:
-    """How images are shown to the model.
+def protocol(test_cfg: Mapping[str, Any], pipeline: Sequence[Any]) -> dict[str, Any]:
+    """Describe how a test presents images to the model.
 
     Args:
-        test_cfg: The segmentor's.
-        pipeline: Test or test-time augmentation pipeline.
+        test_cfg: ``test_cfg`` of the segmentor.
+        pipeline: Test pipeline, or pipeline of the test-time augmentation.
 
     Returns:
         ``mode`` (``whole`` or ``slide``), ``crop_size`` and ``stride`` in pixels (``None`` for ``whole``), ``scales``
@@ -139,7 +145,7 @@ def protocol(test_cfg: Mapping, pipeline: Sequence[Mapping]) -> dict:
     )
 
 
-def _steps(node: object) -> Iterator[Mapping]:
+def _steps(node: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(node, Mapping):
         yield node
         node = node.get('transforms', ())
@@ -148,21 +154,28 @@ def _steps(node: object) -> Iterator[Mapping]:
 
 
 def draw_predictions(runner: Runner, draw: bool) -> None:
-    """Switch the painting of predictions on or off."""
+    """Switch the pictures of ``SegVisualizationHook`` on or off.
+
+    Args:
+        runner: The runner of the test.
+        draw: Whether to draw.
+    """
     for hook in runner.hooks:
         if isinstance(hook, SegVisualizationHook):
             hook.draw = draw
 
 
-def save_results(path: str | Path, config: str, checkpoint: str, images: int, results: Mapping[str, Mapping]) -> None:
-    """Write results and what they were computed with, as JSON.
+def save_results(
+    path: str | Path, config: str, checkpoint: str, images: int, results: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write results as JSON, with config, checkpoint and library versions.
 
     Args:
-        path: File to write.
-        config: The config's path.
-        checkpoint: The checkpoint's path.
-        images: Number of images.
-        results: Name of a test -> what :func:`run_single_scale` or :func:`run_multi_scale` returned.
+        path: File to write; its folder is made.
+        config: Path of the config.
+        checkpoint: Path of the checkpoint.
+        images: Number of images of the test.
+        results: Name of a test -> result of :func:`run_single_scale` or :func:`run_multi_scale`.
     """
     versions = library_versions()
     report = dict(config=str(config), checkpoint=str(checkpoint), images=images, versions=versions, **results)
@@ -171,7 +184,7 @@ def save_results(path: str | Path, config: str, checkpoint: str, images: int, re
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of this project, of what it stands on and of Python, to be kept with every number."""
+    """Versions of this project, of its libraries and of Python, to save with results."""
     libraries = dict(mmseg=mmseg, mmengine=mmengine, mmcv=mmcv, timm=timm, torch=torch)
     versions = {name: str(library.__version__) for name, library in libraries.items()}
     return dict(mmseg_davpt=__version__, **versions, python=platform.python_version())

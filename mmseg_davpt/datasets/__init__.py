@@ -1,9 +1,9 @@
-"""Datasets that mmseg lacks, and draws that can be repeated."""
+"""Datasets that mmseg lacks, repeatable draws, and checks of the data that a config names."""
 
 from .camvid import CamVidDataset
-from .check import check_data_roots
+from .check import check_data_roots, check_sampler
 from .miniscenes import MiniScenesDataset, make_miniscenes
-from .sampling import ReplayableSampler, SeedPerDraw
+from .sampling import ReplayableSampler, SeedPerDraw, images_per_pass
 
 __all__ = [
     'CamVidDataset',
@@ -11,5 +11,7 @@ __all__ = [
     'ReplayableSampler',
     'SeedPerDraw',
     'check_data_roots',
+    'check_sampler',
+    'images_per_pass',
     'make_miniscenes',
 ]

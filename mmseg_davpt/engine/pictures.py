@@ -1,85 +1,78 @@
-"""``PictureGridHook``: image, truth and prediction side by side."""
+"""``PictureGridHook``: pictures of the predictions of a test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import mmcv
-import numpy as np
-from matplotlib.patches import Patch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt
+from ..reports.picture_grid import Labels, draw_grid
 
 
 @HOOKS.register_module()
 class PictureGridHook(Hook):
-    """Collect a few test images and write ``picture_grid.png``: image | truth | prediction, with a legend.
+    """Collect a few test images and write a picture: image | truth | prediction, with a legend.
 
     Args:
         num: Number of images, spread over the test set.
-        path: File to write; in the run's folder by default.
+        path: File to write; ``picture_grid.png`` in the run's folder by default.
+        draw_after_test: Whether to write it at the end of the test. ``False``: the caller calls :meth:`draw`, for
+            instance after saving the results.
     """
 
-    def __init__(self, num: int = 6, path: str | None = None) -> None:
-        self.num, self.path = num, path
-        self.rows: list[tuple[np.ndarray, np.ndarray | None, np.ndarray]] = []
+    def __init__(self, num: int = 6, path: str | None = None, draw_after_test: bool = True) -> None:
+        self.num, self.path, self.draw_after_test = num, path, draw_after_test
+        self.rows: list[tuple[str | None, Labels | None, Labels]] = []  # path of the image, truth, prediction
 
     def before_test(self, runner: Runner) -> None:
-        """Start anew."""
+        """Drop the images of an earlier test."""
         self.rows = []
-        self.path = str(self.path or Path(runner.work_dir, 'picture_grid.png'))
 
     def after_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence[SegDataSample] = ()
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict[str, Any] | None = None,
+        outputs: Sequence[SegDataSample] = (),
     ) -> None:
-        """Keep every so many-th image."""
+        """Keep one image in every ``len(loader) / num`` batches."""
         every = max(1, len(runner.test_dataloader) // self.num)
         if is_main_process() and batch_idx % every == 0 and len(self.rows) < self.num and outputs:
             sample = outputs[0]
             truth = sample.gt_sem_seg.data[0].cpu().numpy() if 'gt_sem_seg' in sample else None
-            image = mmcv.imread(sample.img_path, channel_order='rgb')
-            self.rows.append((image, truth, sample.pred_sem_seg.data[0].cpu().numpy()))
+            self.rows.append((sample.get('img_path'), truth, sample.pred_sem_seg.data[0].cpu().numpy()))
 
     def after_test(self, runner: Runner) -> None:
-        """Write the picture."""
-        if not is_main_process() or not self.rows:
-            return
-        meta = runner.test_dataloader.dataset.metainfo
-        draw_grid(self.rows, meta['classes'], meta['palette'], self.path)
-        runner.logger.info(f'Picture grid (image | truth | prediction): {self.path}')
+        """Write the picture if ``draw_after_test``."""
+        if self.draw_after_test:
+            self.draw(runner, self.path or Path(runner.work_dir, 'picture_grid.png'))
 
+    def draw(self, runner: Runner, path: str | Path) -> Path | None:
+        """Write the picture of the last test. A failure is logged, not raised: it must not end a test.
 
-def draw_grid(
-    rows: Sequence[tuple[np.ndarray, np.ndarray | None, np.ndarray]],
-    classes: Sequence[str],
-    palette: Sequence[Sequence[int]],
-    path: str | Path,
-) -> None:
-    """Draw rows of image ``(H, W, 3)`` RGB, truth ``(H, W)`` (255 = void, black) or ``None``, prediction ``(H, W)``."""
-    colours = np.zeros((256, 3), np.uint8)
-    colours[: len(palette)] = palette
-    height, width = rows[0][0].shape[:2]
-    figure, axes = plt.subplots(len(rows), 3, figsize=(10.5, 3.5 * len(rows) * height / width + 1), squeeze=False)
-    for (image, truth, prediction), line in zip(rows, axes):
-        pictures = (image, None if truth is None else colours[truth], colours[prediction])
-        for axis, picture in zip(line, pictures):
-            axis.set_axis_off()
-            if picture is not None:
-                axis.imshow(picture)
-    for axis, title in zip(axes[0], ('image', 'truth', 'prediction')):
-        axis.set_title(title)
-    shown = np.unique(np.concatenate([np.ravel(part) for row in rows for part in row[1:] if part is not None]))
-    patches = [Patch(color=colours[index] / 255, label=classes[index]) for index in shown if index < len(classes)]
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.legend(handles=patches, loc='lower center', ncol=8, fontsize='small', frameon=False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+        Args:
+            runner: The runner of the test.
+            path: File to write.
+
+        Returns:
+            The file; ``None`` if there is no image, on other processes than the main one, or after a failure.
+        """
+        if not self.rows:
+            return None
+        dataset = runner.test_dataloader.dataset
+        try:
+            meta, ignore_index = dataset.metainfo, getattr(dataset, 'ignore_index', 255)
+            rows = [(mmcv.imread(image, channel_order='rgb'), *labels) for image, *labels in self.rows]
+            draw_grid(rows, meta['classes'], meta['palette'], path, ignore_index)
+        except Exception:  # for instance a missing image, bad colors, a full disk
+            runner.logger.exception(f'The picture grid {path} could not be written')
+            return None
+        runner.logger.info(f'Picture grid (image | truth | prediction): {path}')
+        return Path(path)

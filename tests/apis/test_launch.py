@@ -1,8 +1,12 @@
 """What the command lines do to a config."""
 
+import runpy
+
 import pytest
 import torch
 from conftest import ROOT
+from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
 from small_configs import walk
 
 from mmseg_davpt.apis import enable_amp, load_config, prepare_launcher
@@ -42,6 +46,45 @@ def test_amp_without_a_gpu():
     cfg = load_config(ADE)
     enable_amp(cfg)
     assert cfg.optim_wrapper.type == 'CpuAmpOptimWrapper'
+
+
+@without_gpu
+@pytest.mark.parametrize('dtype', ['bfloat16', torch.bfloat16, None])
+def test_amp_without_a_gpu_takes_options_of_a_gpu(dtype):
+    """``--amp --cfg-options optim_wrapper.dtype=bfloat16``, and configs that were written for a GPU."""
+    cfg = load_config(ADE)
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype=dtype, loss_scale='dynamic')
+    cfg.optim_wrapper.pop('constructor')
+    enable_amp(cfg)
+    model = torch.nn.Linear(2, 2)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    with wrapper.optim_context(model):
+        assert model(torch.zeros(1, 2)).dtype == torch.bfloat16
+
+
+@without_gpu
+def test_amp_without_a_gpu_refuses_float16():
+    cfg = load_config(ADE, {'optim_wrapper.dtype': 'float16'})
+    with pytest.raises(ValueError, match=r"optim_wrapper.dtype='float16' needs a GPU"):
+        enable_amp(cfg)
+
+
+@pytest.mark.parametrize(('options', 'expected'), [([], False), (['--resume'], True)])
+def test_config_without_resume(options, expected, tmp_path, monkeypatch):
+    """The key is optional in mmseg."""
+    cfg = load_config(ROOT / 'configs/davpt_upernet_miniscenes.py')
+    cfg.pop('resume')
+    cfg.dump(tmp_path / 'config.py')
+    built = []
+
+    class Trained:
+        def train(self):
+            pass
+
+    monkeypatch.setattr(Runner, 'from_cfg', lambda cfg: built.append(cfg) or Trained())
+    monkeypatch.setattr('sys.argv', ['train.py', str(tmp_path / 'config.py'), *options])
+    runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    assert built[0].resume is expected
 
 
 def test_images_are_found_or_named(tmp_path):

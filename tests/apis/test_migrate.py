@@ -67,16 +67,16 @@ def test_patch_takes_it(tmp_path, migrated):
     assert path.read_text() == migrated.read_text()
 
 
-def test_only_what_the_page_says_changes(migrated):
+def test_only_the_lines_of_the_page_change(migrated):
     before, after = Config.fromfile(STOCK / LEAF), Config.fromfile(migrated)
     for part in ('neck', 'decode_head', 'auxiliary_head', 'test_cfg', 'pretrained'):
         assert after.model[part] == before.model[part]
     for part in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg', 'default_hooks'):
         assert after[part] == before[part]
     assert after.model.backbone == dict(type='PromptedViT', arch='vit_base_patch16_224', tuning='davpt')
-    own = timm.get_pretrained_cfg('vit_base_patch16_224')
-    assert [255 * value for value in own.mean] == after.model.data_preprocessor.mean
-    assert [255 * value for value in own.std] == after.model.data_preprocessor.std
+    pretrained = timm.get_pretrained_cfg('vit_base_patch16_224')
+    assert [255 * value for value in pretrained.mean] == after.model.data_preprocessor.mean
+    assert [255 * value for value in pretrained.std] == after.model.data_preprocessor.std
     assert after.optim_wrapper.optimizer == dict(before.optim_wrapper.optimizer, lr=2e-4)
 
 
@@ -93,8 +93,8 @@ def test_it_trains(migrated, tmp_path):
     assert torch.equal(model.backbone.trunk.blocks[3].attn.qkv.weight, trunk.blocks[3].attn.qkv.weight)
     data = batch(150)
     model.collect_prototypes(*data)  # as PromptAssignmentHook does
-    for part in model.guidance.assignments:
-        part.refresh(0)
+    for assignment in model.guidance.assignments:
+        assignment.refresh(0)
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     rates = {}
     for group in optim_wrapper.optimizer.param_groups:

@@ -1,5 +1,9 @@
 """Every shipped config builds and takes a step on a CPU, with small random inputs."""
 
+import ast
+import re
+from copy import deepcopy
+
 import pytest
 import timm
 import torch
@@ -13,6 +17,7 @@ from mmseg_davpt.apis import load_config
 from mmseg_davpt.models.prototype_init import PrototypeInit
 from mmseg_davpt.reports import build_shapes
 
+ENTRIES = ('davpt_upernet_ade20k', 'davpt_upernet_miniscenes')  # with short names, for newcomers and `make train`
 CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
 
 
@@ -89,21 +94,67 @@ def test_config_is_whole(path):
     assert len(path.read_text().splitlines()) <= 30
 
 
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_config_is_named_as_in_mmseg(path):
+    """METHOD_TRUNK_HEAD_SCHEDULE_DATASET-SIZE, and the name is true."""
+    if path.stem in ENTRIES:
+        return
+    method, trunk, head, schedule, data = path.stem.split('_')
+    cfg = load_config(path)
+    tuning = cfg.model.backbone.tuning
+    name = dict(frozen='head', vpt_deep='vpt').get(tuning, tuning.replace('_', '-'))
+    if cfg.model.backbone.prompts.get('gate') and 'gated' not in name:
+        name = name.replace('davpt', 'davpt-gated')
+    assert method == name
+    size, patch = re.fullmatch(r'vit-([sbl])(\d+)', trunk).groups()
+    assert re.match(rf'vit_{dict(s="small", b="base", l="large")[size]}_patch{patch}_', cfg.model.backbone.arch)
+    heads = dict(upernet='UPerHead', linear='LinearBNHead', fcn='FCNHead', segmenter='SegmenterMaskTransformerHead')
+    assert cfg.model.decode_head.type == dict(heads, setr='SETRUPHead')[head.split('-')[0]]
+    number, unit = re.fullmatch(r'(\d+)(k|it)', schedule).groups()
+    assert cfg.train_cfg.max_iters == int(number) * (1000 if unit == 'k' else 1)
+    assert tuple(map(int, data.rpartition('-')[2].split('x'))) == cfg.model.data_preprocessor.size
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_config_does_not_repeat_its_bases(path, tmp_path):
+    tree = ast.parse(path.read_text())
+    bases, *rest = tree.body
+    assert bases.targets[0].id == '_base_'
+    names = ast.literal_eval(bases.value)
+    names = [str(path.parent / name) for name in ([names] if isinstance(names, str) else names)]
+    (tmp_path / 'bases.py').write_text(f'_base_ = {names!r}')
+    base = Config.fromfile(tmp_path / 'bases.py')._cfg_dict
+    leaf = dict(_base_=deepcopy(base))
+    exec(compile(ast.Module(rest, []), str(path), 'exec'), leaf)
+    leaf.pop('_base_')
+    assert list(repeated(leaf, base)) == []
+
+
+def repeated(leaf, base, prefix=''):
+    """Keys that have the same value in both."""
+    for key in leaf.keys() & base.keys():
+        if isinstance(leaf[key], dict) and isinstance(base[key], dict):
+            if not leaf[key].get('_delete_'):
+                yield from repeated(leaf[key], base[key], f'{prefix}{key}.')
+        elif leaf[key] == base[key]:
+            yield f'{prefix}{key}'
+
+
 def test_augreg_weights_have_their_own_statistics():
     cfg = load_config(ROOT / 'configs/davpt_upernet_ade20k.py')
-    own = timm.get_pretrained_cfg(cfg.model.backbone.arch)
-    assert [255 * value for value in own.mean] == list(cfg.model.data_preprocessor.mean)
-    assert [255 * value for value in own.std] == list(cfg.model.data_preprocessor.std)
-    cfg = load_config(ROOT / 'configs/davpt_upernet_camvid.py')
-    own = timm.get_pretrained_cfg(cfg.model.backbone.arch)
-    assert [255 * value for value in own.mean] == pytest.approx(list(cfg.model.data_preprocessor.mean))
-    assert [255 * value for value in own.std] == pytest.approx(list(cfg.model.data_preprocessor.std))
+    pretrained = timm.get_pretrained_cfg(cfg.model.backbone.arch)
+    assert [255 * value for value in pretrained.mean] == list(cfg.model.data_preprocessor.mean)
+    assert [255 * value for value in pretrained.std] == list(cfg.model.data_preprocessor.std)
+    cfg = load_config(ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py')
+    pretrained = timm.get_pretrained_cfg(cfg.model.backbone.arch)
+    assert [255 * value for value in pretrained.mean] == pytest.approx(list(cfg.model.data_preprocessor.mean))
+    assert [255 * value for value in pretrained.std] == pytest.approx(list(cfg.model.data_preprocessor.std))
 
 
 def test_optimizer_gives_prompts_their_own_rate():
     from mmengine.optim import build_optim_wrapper
 
-    cfg = load_config(ROOT / 'configs/davpt_plus_upernet_ade20k.py')
+    cfg = load_config(ROOT / 'configs/davpt-gated-plus_vit-b16_upernet_160k_ade20k-512x512.py')
     init_default_scope('mmseg')
     cfg.model.backbone.update(pretrained=False, arch='test_vit', out_indices=(1, 2, 3, 5))
     model = MODELS.build(cfg.model)
@@ -118,7 +169,9 @@ def test_optimizer_gives_prompts_their_own_rate():
 
 
 def test_data_root_reaches_every_loader(tmp_path):
-    cfg = load_config(ROOT / 'configs/davpt_upernet_camvid.py', {'data_root': str(tmp_path)})
+    cfg = load_config(
+        ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py', {'data_root': str(tmp_path)}
+    )
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.data_root == str(tmp_path)
 
@@ -126,7 +179,7 @@ def test_data_root_reaches_every_loader(tmp_path):
 def test_data_root_reaches_wrapped_datasets(tmp_path):
     path = tmp_path / 'repeated.py'
     path.write_text(f"""
-_base_ = {str(ROOT / 'configs/davpt_upernet_camvid.py')!r}
+_base_ = {str(ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py')!r}
 __inner = dict(type='CamVidDataset', data_root='data/camvid', pipeline=[])
 train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=3, dataset=__inner))
 """)

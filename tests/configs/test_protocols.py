@@ -48,9 +48,9 @@ class TestPerClass:
         for index, name in enumerate('abcd'):
             both = int(((truths == index) & (predictions == index)).sum())
             either = int((((truths == index) | (predictions == index)) & seen).sum())
-            own = int((truths == index).sum())
+            labelled = int((truths == index).sum())
             iou = round(100 * both / either, 2) if either else None
-            expected.append(dict(name=name, IoU=iou, Acc=round(100 * both / own, 2) if own else None))
+            expected.append(dict(name=name, IoU=iou, Acc=round(100 * both / labelled, 2) if labelled else None))
         assert metric.classes() == expected
         assert expected[2]['IoU'] == 0
         assert expected[3]['IoU'] is None
@@ -107,6 +107,7 @@ class TestConfigs:
         assert not (tmp_path / 'r.json').exists()
 
 
+@pytest.mark.slow
 class TestCommand:
     """tools/test.py on a tiny trained model."""
 
@@ -132,7 +133,7 @@ class TestCommand:
     @pytest.fixture(scope='class')
     @classmethod
     def slide(cls, tiny_config, tmp_path_factory):
-        """Somebody's config: slide mode, two scales, evaluators in a list, one of them mmseg's with its own options."""
+        """Config of a user: slide mode, two scales, a list with one of mmseg's evaluators."""
         path = tmp_path_factory.mktemp('slide') / 'slide.py'
         path.write_text(f"""
 _base_ = {str(tiny_config)!r}
@@ -164,7 +165,7 @@ tta_pipeline = [
         for name, key in (('mIoU-SS', 'single_scale'), ('mIoU-MS', 'multi_scale')):
             line = re.search(rf'^{name}: (\S+)', printed, re.M)
             assert float(line[1]) == results[key]['metrics']['mIoU']
-        logged = re.findall(r'mIoU: (\S+)  mAcc', printed)  # mmengine's own lines
+        logged = re.findall(r'mIoU: (\S+)  mAcc', printed)  # lines of mmengine
         assert [float(value) for value in logged] == [
             results[key]['metrics']['mIoU'] for key in ('single_scale', 'multi_scale')
         ]
@@ -219,6 +220,28 @@ tta_pipeline = [
         assert (mask - 1 == mean.argmax(0).numpy()).mean() > 0.999
         assert len(list((work_dir / 'shown').rglob('*.png'))) == 3
 
+    def test_each_test_has_its_picture(self, both):
+        work_dir, printed, _ = both
+        for name in ('picture_grid.png', 'picture_grid_multi_scale.png'):
+            assert f'Picture grid (image | truth | prediction): {work_dir / name}' in printed
+        single, multi = (cv2.imread(str(work_dir / f'picture_grid{name}.png')) for name in ('', '_multi_scale'))
+        assert single.shape == multi.shape
+        assert (single != multi).any()
+
+    def test_results_are_written_before_a_picture_fails(self, slide, checkpoint, tmp_path, monkeypatch):
+        existing = []
+
+        def fail(*_, **__):
+            existing.extend(tmp_path.glob('*.json'))
+            raise ValueError('no such color')
+
+        monkeypatch.setattr('mmseg_davpt.engine.pictures.draw_grid', fail)
+        command = ['test.py', slide, checkpoint, '--work-dir', tmp_path]
+        monkeypatch.setattr('sys.argv', [str(word) for word in command])
+        runpy.run_path(str(ROOT / 'tools/test.py'), run_name='__main__')
+        assert existing == [tmp_path / 'test_iter_9.json']
+        assert json.loads(existing[0].read_text())['single_scale']['metrics']['mIoU'] >= 0
+
     def test_two_processes_write_the_same_once(self, both, slide, checkpoint, tmp_path):
         """Three images on two ranks: one of them is tested twice, and counts once."""
         chosen = tmp_path / 'here/chosen.json'
@@ -262,11 +285,12 @@ class TestPaper:
             bias=blocks * (3 * d + d + 4 * d + d + 2 * d) + d,  # qkv, proj, fc1, fc2, norms; patch embedding
             vpt=20 * blocks * d,
             davpt=20 * blocks * d,
-            davpt_plus=20 * blocks * d + 2 * blocks * d,
             full=self.trunk(size),
         )
+        by_hand['davpt-plus'] = 20 * blocks * d + 2 * blocks * d
+        schedule = '160k' if data.startswith('ade20k') else '80k'
         for name, trunk in by_hand.items():
-            cfg = load_config(PAPER / f'{name}_setr-pup_vit-l16_{data}.py')
+            cfg = load_config(PAPER / f'{name}_vit-l16_setr-pup_{schedule}_{data}.py')
             model = build_shapes(cfg.model)
             assert next(model.parameters()).is_meta
             counts = count_parameters(model)
@@ -282,11 +306,13 @@ class TestPaper:
         assert rows.keys() == paper.keys()
         assert len(rows) == 6
         names = {'full': 'full', 'head only': 'head', 'bias': 'bias', 'VPT-Deep': 'vpt', 'DA-VPT': 'davpt'}
-        names['DA-VPT+'] = 'davpt_plus'
-        configs = [str(PAPER / f'{names[row]}_setr-pup_vit-l16_ade20k-512x512.py') for row in rows]
+        names['DA-VPT+'] = 'davpt-plus'
+        configs = [str(PAPER / f'{names[row]}_vit-l16_setr-pup_160k_ade20k-512x512.py') for row in rows]
         monkeypatch.setattr('sys.argv', ['param_report.py', *configs])
         runpy.run_path(str(ROOT / 'tools/param_report.py'), run_name='__main__')
         printed = capsys.readouterr().out
         for row, (theirs, ours) in rows.items():
             assert theirs == paper[row]
-            assert re.search(rf'^{names[row]}_setr-pup_vit-l16_ade20k-512x512 .* {re.escape(ours)}$', printed, re.M)
+            assert re.search(
+                rf'^{names[row]}_vit-l16_setr-pup_160k_ade20k-512x512 .* {re.escape(ours)}$', printed, re.M
+            )

@@ -84,10 +84,10 @@ class TestDownload:
         with pytest.raises(DataError, match=r'refused.*Run this again'):
             download(url, tmp_path / 'file', tries=1)
 
-    def test_full_disk_is_said_before(self, server, tmp_path, monkeypatch):
+    def test_full_disk_is_reported_first(self, server, tmp_path, monkeypatch):
         server.files['file'] = DATA
         monkeypatch.setattr(module.shutil, 'disk_usage', lambda path: type('Usage', (), dict(free=300_000)))
-        with pytest.raises(DataError, match=r'200,000 bytes\) and what is in it need'):
+        with pytest.raises(DataError, match=r'200,000 bytes\) and its contents need'):
             self.get(server, tmp_path)
         assert not (tmp_path / 'd/file.part').exists()
 

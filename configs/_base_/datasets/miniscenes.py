@@ -1,34 +1,16 @@
-# Generated on first use; see mmseg_davpt/datasets/miniscenes.py.
+# Generated on first use; see mmseg_davpt/datasets/miniscenes.
 _base_ = './camvid.py'
 dataset_type = 'MiniScenesDataset'
 data_root = 'data/miniscenes'
 crop_size = (224, 224)
-train_pipeline = [
-    dict(type='SeedPerDraw'),
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=(320, 240), ratio_range=(1.0, 1.5), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
-]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.75, 1.0, 1.25)],
-            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
-]
+train_pipeline = [step for step in _base_.train_pipeline if step.type != 'PhotoMetricDistortion']
+train_pipeline[3].update(scale=(320, 240), ratio_range=(1.0, 1.5))  # RandomResize
+train_pipeline[4].update(crop_size=crop_size)  # RandomCrop
+test_pipeline, tta_pipeline = _base_.test_pipeline, _base_.tta_pipeline
+# LoadAnnotations: ids are 1 to 16, 0 is unlabelled
+train_pipeline[2].update(reduce_zero_label=True)
+test_pipeline[1].update(reduce_zero_label=True)
+tta_pipeline[1].transforms[2][0].update(reduce_zero_label=True)
 train_dataloader = dict(
     dataset=dict(
         type=dataset_type,

@@ -1,4 +1,4 @@
-"""Look at every image and mask of a config before anybody trains on them."""
+"""Check every image and mask of a config before training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import ConfigDict
@@ -19,15 +20,15 @@ from mmseg.registry import DATASETS, TRANSFORMS
 from tqdm import tqdm
 
 from ..check import leaf_datasets
-from .samples import Reader, find_steps, id_table, inspect_sample
+from .samples import Reader, Sample, find_steps, id_table, inspect_sample
 
-# Not wrong in themselves.
+# Kinds of faults that are no errors.
 WARNINGS = ('empty class', 'all ignored', 'duplicate image')
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong, or, if its kind is among :data:`WARNINGS`, worth a look."""
+    """An error, or a warning if its kind is in :data:`WARNINGS`."""
 
     kind: str
     split: str
@@ -37,24 +38,25 @@ class Fault:
 
 @dataclass
 class Split:
-    """One dataset of a config and what is in it.
+    """One dataset of a config, with its contents.
 
     Attributes:
         name: ``train``, ``val``, ``test``, joined if the loaders share the dataset.
-        whole_folder: It takes every image of a folder.
+        dataset: The dataset.
+        whole_folder: Whether it takes every image of a folder.
         images: Number of images.
         ids: Id in the masks' files -> number of its pixels.
         pixels: Class -> number of its pixels, after ``reduce_zero_label`` and ``label_map``.
-        masks: Class -> number of masks that hold it.
+        masks: Class -> number of masks with it.
     """
 
     name: str
     dataset: BaseDataset
     whole_folder: bool
     images: int = 0
-    ids: Counter = field(default_factory=Counter)
-    pixels: Counter = field(default_factory=Counter)
-    masks: Counter = field(default_factory=Counter)
+    ids: Counter[int] = field(default_factory=Counter)
+    pixels: Counter[int] = field(default_factory=Counter)
+    masks: Counter[int] = field(default_factory=Counter)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -64,18 +66,18 @@ class Split:
 
 @dataclass
 class Audit:
-    """The result: the splits, and the faults in the order of the data."""
+    """The result of a check: the splits, and the faults in the order of the data."""
 
     splits: list[Split]
     faults: list[Fault]
 
     @property
     def errors(self) -> list[Fault]:
-        """The faults that are no warnings."""
+        """Faults that are no warnings."""
         return [fault for fault in self.faults if fault.kind not in WARNINGS]
 
-    def as_dict(self) -> dict:
-        """Everything, for JSON."""
+    def as_dict(self) -> dict[str, Any]:
+        """All splits and faults, for JSON."""
         splits = [
             dict(
                 name=split.name, type=type(split.dataset).__name__, images=split.images,
@@ -92,18 +94,21 @@ class Audit:
         return dict(splits=splits, **{key: [vars(fault) for fault in faults] for key, faults in rows.items()})
 
 
-def audit_config(cfg: Mapping, workers: int | None = None) -> Audit:
+def audit_config(cfg: Mapping[str, Any], workers: int | None = None) -> Audit:
     """Read every sample of the train, val and test data of a config.
 
     Args:
-        cfg: A full config. Wrappers such as ``RepeatDataset`` are looked through, no model is built.
-        workers: Threads; as many as CPUs by default.
+        cfg: A full config. The datasets inside of wrappers such as ``RepeatDataset`` are read; no model is built.
+        workers: Number of threads; the number of CPUs by default.
 
     Raises:
-        ValueError: A dataset cannot be built or is none of images and masks.
+        ValueError: A dataset cannot be built, or is not a segmentation dataset with classes.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
-    splits, faults, listed, digests = [], [], defaultdict(set), defaultdict(list)
+    splits: list[Split] = []
+    faults: list[Fault] = []
+    listed: dict[str, set[str]] = defaultdict(set)  # folder -> masks that belong to an image
+    digests: dict[bytes, list[tuple[str, str]]] = defaultdict(list)  # of an image file -> (split, path)
     for name, leaf in _leaves(cfg):
         split = Split(name, _build(name, leaf), not leaf.get('ann_file') and leaf.get('indices') is None)
         splits.append(split)
@@ -115,8 +120,8 @@ def audit_config(cfg: Mapping, workers: int | None = None) -> Audit:
         reader = _reader(leaf, split, infos[0], add)
         split.images = len(infos)
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-            found = pool.map(partial(inspect_sample, reader=reader), infos)
-            for sample, info in zip(tqdm(found, f'check {name}', len(infos), mininterval=1), infos):
+            samples = pool.map(partial(inspect_sample, reader=reader), infos)
+            for sample, info in zip(tqdm(samples, f'check {name}', len(infos), mininterval=1), infos):
                 _collect(split, info, sample, reader, add)
                 if sample.digest is not None:
                     digests[sample.digest].append((name, info['img_path']))
@@ -126,7 +131,7 @@ def audit_config(cfg: Mapping, workers: int | None = None) -> Audit:
         add = partial(_add, faults, split.name)
         _check_classes(split, add)
         for path in _masks_alone(split, listed):
-            add('mask without image', path, f'there is no image *{split.dataset.img_suffix} of that name')
+            add('mask without image', path, f'there is no image *{split.dataset.img_suffix} of this name')
     _check_zero_label(splits, faults)
     _check_duplicates(digests, faults)
     return Audit(splits, list(dict.fromkeys(faults)))
@@ -136,9 +141,10 @@ def _add(faults: list[Fault], split: str, kind: str, path: str, what: str) -> No
     faults.append(Fault(kind, split, path, what))
 
 
-def _leaves(cfg: Mapping) -> Iterator[tuple[str, Mapping]]:
-    """Every dataset once, named by the loaders that read it."""
-    names, leaves = defaultdict(list), {}
+def _leaves(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Each dataset once, named by the loaders that read it."""
+    names: dict[str, list[str]] = defaultdict(list)
+    leaves: dict[str, Mapping[str, Any]] = {}
     for split in ('train', 'val', 'test'):
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
         for number, leaf in enumerate(leaf_datasets(dataset) if dataset else ()):
@@ -150,35 +156,35 @@ def _leaves(cfg: Mapping) -> Iterator[tuple[str, Mapping]]:
         yield '/'.join(dict.fromkeys(names[key])), leaf
 
 
-def _build(name: str, leaf: Mapping) -> BaseDataset:
+def _build(name: str, leaf: Mapping[str, Any]) -> BaseDataset:
     cfg = ConfigDict({**leaf, 'pipeline': [], 'serialize_data': False, 'lazy_init': False, 'test_mode': False})
     try:
         dataset = DATASETS.build(cfg)
-    except Exception as error:  # whatever a dataset's constructor raises
+    except Exception as error:  # a dataset may raise any exception
         raise ValueError(f'{name}: {leaf.get("type")} cannot be built: {type(error).__name__}: {error}') from error
     if not hasattr(dataset, 'reduce_zero_label') or not dataset.metainfo.get('classes'):
-        raise ValueError(f'{name}: {leaf.get("type")} is no segmentation dataset of mmseg with classes')
+        raise ValueError(f'{name}: {leaf.get("type")} is not a segmentation dataset of mmseg with classes')
     return dataset
 
 
-def _infos(split: Split) -> list[dict]:
+def _infos(split: Split) -> list[dict[str, Any]]:
     infos = [split.dataset.get_data_info(index) for index in range(len(split.dataset))]
     if infos and 'img_path' not in infos[0]:
         raise ValueError(f'{split.name}: samples of {type(split.dataset).__name__} have no img_path')
     return infos
 
 
-def _reader(leaf: Mapping, split: Split, info: Mapping, add: partial) -> Reader:
+def _reader(leaf: Mapping[str, Any], split: Split, info: Mapping[str, Any], add: partial[None]) -> Reader:
     dataset, classes = split.dataset, len(split.classes)
     image_step, mask_step = find_steps(leaf.get('pipeline') or [])
     try:
         table = id_table(mask_step, info)
     except AssertionError:
-        what = f'the dataset says {dataset.reduce_zero_label}, LoadAnnotations {mask_step.get("reduce_zero_label")}'
+        what = f'{dataset.reduce_zero_label} in the dataset, {mask_step.get("reduce_zero_label")} in LoadAnnotations'
         add('reduce_zero_label', str(dataset.data_root), what)
         table = id_table({**mask_step, 'reduce_zero_label': None}, info)
     valid = (table < classes) | (table == dataset.ignore_index)
-    if dataset.label_map is not None:  # ids beyond the old classes pass through it unchanged
+    if dataset.label_map is not None:  # it leaves ids beyond the old classes unchanged
         old = np.arange(256) - bool(dataset.reduce_zero_label)
         valid &= np.isin(old, list(dataset.label_map)) | (table == dataset.ignore_index)
     return Reader(
@@ -186,13 +192,13 @@ def _reader(leaf: Mapping, split: Split, info: Mapping, add: partial) -> Reader:
     )
 
 
-def _collect(split: Split, info: Mapping, sample: object, reader: Reader, add: partial) -> None:
+def _collect(split: Split, info: Mapping[str, Any], sample: Sample, reader: Reader, add: partial[None]) -> None:
     for kind, path, what in sample.faults:
         add(kind, path, what)
     if not sample.ids:
         return
     split.ids.update(sample.ids)
-    pixels = Counter()
+    pixels: Counter[int] = Counter()
     for value, count in sample.ids.items():
         pixels[int(reader.table[value & 255])] += count
     split.pixels.update(pixels)
@@ -206,15 +212,15 @@ def _mask_folder(split: Split) -> str:
 
 
 def _masks_alone(split: Split, listed: Mapping[str, set[str]]) -> list[str]:
-    """Masks that no image asks for, where the dataset takes every image of a folder."""
+    """Masks without an image, if the dataset takes every image of a folder."""
     folder = split.dataset.data_prefix.get('seg_map_path')
     if not folder or not split.whole_folder or not Path(folder).is_dir():
         return []
-    there = (path for path in sorted(Path(folder).rglob(f'*{split.dataset.seg_map_suffix}')) if path.name[0] != '.')
-    return [str(path) for path in there if os.path.normpath(path) not in listed[_mask_folder(split)]]
+    masks = (path for path in sorted(Path(folder).rglob(f'*{split.dataset.seg_map_suffix}')) if path.name[0] != '.')
+    return [str(path) for path in masks if os.path.normpath(path) not in listed[_mask_folder(split)]]
 
 
-def _check_classes(split: Split, add: partial) -> None:
+def _check_classes(split: Split, add: partial[None]) -> None:
     if split.ids:
         for index, name in enumerate(split.classes):
             if not split.masks[index]:
@@ -222,7 +228,7 @@ def _check_classes(split: Split, add: partial) -> None:
 
 
 def _check_zero_label(splits: list[Split], faults: list[Fault]) -> None:
-    """Find a wrong ``reduce_zero_label`` by which ids occur, over all splits that share a setting.
+    """Find a wrong ``reduce_zero_label`` from the ids that occur, over all splits that share a setting.
 
     With C classes ids are 0 to C-1, or 1 to C and 0 = ignored.
     """
@@ -232,9 +238,7 @@ def _check_zero_label(splits: list[Split], faults: list[Fault]) -> None:
         groups[split.dataset.reduce_zero_label, len(classes)].append(split)
     for (reduced, classes), group in groups.items():
         ids = set().union(*(split.ids for split in group))
-        plain = {
-            value for value in ids if value != 255 and (not reduced or value <= classes)
-        }  # strays hide no wrong True
+        plain = {value for value in ids if value != 255 and (not reduced or value <= classes)}  # without stray ids
         if not plain:
             continue
         if not reduced and max(plain) == classes:

@@ -1,4 +1,4 @@
-"""An audit as text."""
+"""Text of an audit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def format_audit(audit: Audit, show: int = 5) -> str:
 
     Args:
         audit: The result of :func:`~mmseg_davpt.datasets.audit.audit_config`.
-        show: Paths shown of each kind.
+        show: Number of paths to print of each kind.
     """
     warnings = [fault for fault in audit.faults if fault.kind in WARNINGS]
     parts = [format_classes(group) for group in _by_classes(audit.splits)]
@@ -32,7 +32,11 @@ def _by_classes(splits: list[Split]) -> list[list[Split]]:
 
 
 def format_classes(splits: list[Split]) -> str:
-    """For splits of the same classes: share of the labelled pixels, and number of masks, by class."""
+    """Table of the classes: percent of the labelled pixels, and number of masks.
+
+    Args:
+        splits: Splits with the same classes.
+    """
     rows = [['id', 'class', *(cell for split in splits for cell in (f'{split.name}: % of pixels', 'masks'))]]
     labelled = [sum(split.pixels[index] for index in range(len(split.classes))) for split in splits]
     for index, name in enumerate(splits[0].classes):
@@ -83,9 +87,9 @@ def _format_faults(title: str, faults: list[Fault], show: int) -> str:
     for fault in faults:
         kinds[fault.kind].append(fault)
     lines = [title] if faults else []
-    for kind, found in kinds.items():
-        lines.append(f'  {kind}: {len(found)}')
-        lines += [f'    {fault.split}: {fault.path}: {fault.what}' for fault in found[:show]]
-        if len(found) > show:
-            lines.append(f'    ... and {len(found) - show} more (--json FILE lists all)')
+    for kind, rows in kinds.items():
+        lines.append(f'  {kind}: {len(rows)}')
+        lines += [f'    {fault.split}: {fault.path}: {fault.what}' for fault in rows[:show]]
+        if len(rows) > show:
+            lines.append(f'    ... and {len(rows) - show} more (--json FILE lists all)')
     return '\n'.join(lines)

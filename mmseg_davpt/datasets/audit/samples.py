@@ -1,4 +1,4 @@
-"""One image and its mask, read as the pipeline reads them, and what is wrong with them."""
+"""Check one image and its mask, read as the pipeline reads them."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class Reader:
     """How the samples of one dataset are read.
 
     Attributes:
-        load_image: The pipeline's own first transform.
+        load_image: The transform of the pipeline that loads the image.
         backend: ``imdecode_backend`` of its ``LoadAnnotations``.
-        backend_args: Of the dataset, for mmengine's file client.
+        backend_args: ``backend_args`` of the dataset, for mmengine's file client.
         table: Id in a file -> id after ``LoadAnnotations`` (``reduce_zero_label``, ``label_map``), 256 entries.
         valid: Which of the 256 ids a mask may hold.
     """
 
     load_image: BaseTransform
     backend: str
-    backend_args: dict | None
+    backend_args: dict[str, Any] | None
     table: np.ndarray
     valid: np.ndarray
 
 
 @dataclass
 class Sample:
-    """What was found in one sample.
+    """Result for one sample.
 
     Attributes:
         ids: Id in the mask's file -> number of its pixels.
-        digest: Of the image file's bytes; ``None`` if it cannot be read.
-        faults: (kind, path, what).
+        digest: Hash of the bytes of the image file; ``None`` if it cannot be read.
+        faults: (kind, path, description).
     """
 
     ids: dict[int, int] = field(default_factory=dict)
@@ -52,9 +52,9 @@ class Sample:
     faults: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def find_steps(pipeline: list[Mapping]) -> tuple[Mapping, Mapping]:
-    """The transforms of a pipeline that load the image and the mask; mmseg's own where there is none."""
-    found = {}
+def find_steps(pipeline: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Configs of the transforms that load the image and the mask; mmseg's default if there is none."""
+    found: dict[str, Mapping[str, Any]] = {}
 
     def walk(node: Any) -> None:
         if isinstance(node, Mapping):
@@ -71,12 +71,15 @@ def find_steps(pipeline: list[Mapping]) -> tuple[Mapping, Mapping]:
     return found.get('image', image), found.get('mask', mask)
 
 
-def id_table(step: Mapping, info: Mapping) -> np.ndarray:
-    """What ``LoadAnnotations`` makes of the ids 0 to 255, by showing it a mask that holds them all.
+def id_table(step: Mapping[str, Any], info: Mapping[str, Any]) -> np.ndarray:
+    """Ids that ``LoadAnnotations`` returns for the ids 0 to 255, found with a mask that holds them all.
 
     Args:
         step: Config of the transform.
-        info: What the dataset says of a sample: ``reduce_zero_label``, ``label_map``.
+        info: Information of the dataset on a sample: ``reduce_zero_label``, ``label_map``.
+
+    Returns:
+        Array of shape ``(256,)``.
 
     Raises:
         AssertionError: The transform and the dataset disagree on ``reduce_zero_label``.
@@ -85,11 +88,12 @@ def id_table(step: Mapping, info: Mapping) -> np.ndarray:
         path = Path(folder, 'ids.png')
         Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path)
         results = {**info, 'seg_map_path': str(path), 'seg_fields': []}
-        return TRANSFORMS.build(step)(results)['gt_seg_map'].reshape(-1)
+        table: np.ndarray = TRANSFORMS.build(step)(results)['gt_seg_map'].reshape(-1)
+        return table
 
 
-def inspect_sample(info: Mapping, reader: Reader) -> Sample:
-    """Read one sample whole.
+def inspect_sample(info: Mapping[str, Any], reader: Reader) -> Sample:
+    """Read one sample and list its faults.
 
     Args:
         info: ``img_path`` and, if there is one, ``seg_map_path``.
@@ -105,14 +109,14 @@ def inspect_sample(info: Mapping, reader: Reader) -> Sample:
     return sample
 
 
-def _inspect_image(info: Mapping, reader: Reader, sample: Sample) -> tuple[int, int] | None:
+def _inspect_image(info: Mapping[str, Any], reader: Reader, sample: Sample) -> tuple[int, int] | None:
     path = info['img_path']
     try:
         data = fileio.get(path, backend_args=reader.backend_args)
         sample.digest = hashlib.blake2b(data, digest_size=16).digest()
         _decode_whole(data)
         return reader.load_image(dict(info))['img'].shape[:2]
-    except Exception as error:  # decoders raise whatever they like
+    except Exception as error:  # a decoder may raise any exception
         sample.faults.append(('unreadable image', path, _text(error)))
         return None
 
@@ -132,10 +136,10 @@ def _inspect_mask(path: str, reader: Reader, sample: Sample) -> np.ndarray | Non
         fault('unreadable mask', _text(error))
         return None
     if mask.ndim != 2:
-        fault('colour mask', f'{mask.shape[2]} channels instead of one id a pixel')
+        fault('colour mask', f'{mask.shape[2]} channels instead of one id per pixel')
         return mask[..., 0]
     if form == 'JPEG':
-        fault('lossy mask', 'a JPEG does not keep ids')
+        fault('lossy mask', 'JPEG changes ids')
     if mask.dtype == bool:
         mask = mask.astype(np.uint8)
     if not np.issubdtype(mask.dtype, np.integer):
@@ -163,7 +167,7 @@ def _decode_whole(data: bytes) -> str | None:
     except UnidentifiedImageError:
         if not data:
             raise
-        return None  # the pipeline's own reader may know it
+        return None  # the reader of the pipeline may know it
     image.load()
     return image.format
 

@@ -1,4 +1,4 @@
-"""MiniScenes: a generated dataset."""
+"""MiniScenes: a generated dataset, painted on a canvas."""
 
 from .dataset import MiniScenesDataset, make_miniscenes
 

@@ -1,4 +1,4 @@
-"""What the MiniScenes are painted on: an image and its class mask."""
+"""Canvas of the MiniScenes: an image and its class mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``MiniScenes``: a generated dataset in ADE20K's layout, so that everything runs without a download."""
+"""``MiniScenes``: a generated dataset in ADE20K's layout, which needs no download."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SPLITS = {'training': 240, 'validation': 60}
 class MiniScenesDataset(BaseSegDataset):
     """Generated indoor and outdoor scenes, 16 classes, 240 training and 60 validation images of 240x320 pixels.
 
-    Masks hold class id + 1 and 0 where nothing is labelled, as ADE20K's do. Made on first use.
+    Masks hold class id + 1 and 0 where nothing is labelled, as in ADE20K. Generated on first use.
 
     Args:
-        data_root: Folder of the dataset; made if it does not exist.
-        seed: The dataset; each seed has its own folder.
+        data_root: Folder of the dataset; created if it does not exist.
+        seed: Seed of the scenes; each seed has a separate folder.
     """
 
     METAINFO = dict(classes=CLASSES, palette=PALETTE)
@@ -44,12 +44,12 @@ class MiniScenesDataset(BaseSegDataset):
 
 
 def make_miniscenes(root: str | Path, seed: int = 0, splits: dict[str, int] | None = None) -> Path:
-    """Paint the dataset, unless it is there.
+    """Generate the dataset, unless it exists.
 
-    It is written aside and renamed when complete: an interrupted run leaves nothing behind that looks like a dataset.
+    It is written to a temporary folder that is renamed when complete: an interrupted run leaves no partial dataset.
 
     Args:
-        root: Folder to make, with ``images/{training,validation}/*.jpg`` and ``annotations/.../*.png``.
+        root: Folder to create, with ``images/{training,validation}/*.jpg`` and ``annotations/.../*.png``.
         seed: Seed of all scenes.
         splits: Number of images of each split; 240 and 60 by default.
 
@@ -60,24 +60,24 @@ def make_miniscenes(root: str | Path, seed: int = 0, splits: dict[str, int] | No
     if root.is_dir():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
     try:
         jobs = []
         for number, (split, size) in enumerate((splits or SPLITS).items()):
             for folder in ('images', 'annotations'):
-                (aside / folder / split).mkdir(parents=True)
-            jobs += [(aside, split, index, (seed, number, index)) for index in range(size)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and opencv let each other run
+                (partial / folder / split).mkdir(parents=True)
+            jobs += [(partial, split, index, (seed, number, index)) for index in range(size)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and opencv release the GIL
             for _ in tqdm(pool.map(_write_scene, jobs), total=len(jobs), desc=f'MiniScenes -> {root}', mininterval=1):
                 pass
-        aside.chmod(0o755)
+        partial.chmod(0o755)
         try:
-            aside.rename(root)
+            partial.rename(root)
         except OSError:
             if not root.is_dir():  # otherwise another node was first
                 raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return root
 
 

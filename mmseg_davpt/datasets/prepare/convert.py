@@ -1,6 +1,6 @@
-"""From the masks that a dataset is published with to those that mmseg's dataset reads.
+"""Convert the published masks of a dataset to those that mmseg reads.
 
-Every function takes the dataset's folder, goes on where an earlier run stopped, and writes files whole or not at all.
+Each function takes the folder of the dataset, continues an interrupted run, and never leaves a partial file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import mmseg
 import numpy as np
@@ -63,9 +64,9 @@ def pascal_context59(root: Path) -> None:
 
 
 def cityscapes(root: Path) -> None:
-    """``gtFine/{train,val}/*/*_labelIds.png`` -> ``*_labelTrainIds.png`` beside them: 19 classes, 255 = not evaluated.
+    """``gtFine/{train,val}/*/*_labelIds.png`` -> ``*_labelTrainIds.png`` in the same folder: 19 classes, 255 = ignored.
 
-    mmseg's converter draws the polygons anew with another package; the published ids hold the same pixels.
+    mmseg's converter draws the polygons again with another package; the published ids hold the same pixels.
     """
     table = np.full(256, 255, np.uint8)
     table[list(CITYSCAPES)] = np.arange(19)
@@ -84,22 +85,22 @@ def _train_ids(path: Path) -> Path:
 
 
 def coco_stuff164k(root: Path) -> None:
-    """``annotations/*2017/*.png`` (ids to 181) -> ``*_labelTrainIds.png`` beside them, by mmseg's table."""
+    """``annotations/*2017/*.png`` (ids to 181) -> ``*_labelTrainIds.png`` in the same folder, with mmseg's table."""
     stock = _stock_converter('coco_stuff164k')
-    aside = root / 'annotations/.part'
+    partial = root / 'annotations/.part'
     for split in ('train2017', 'val2017'):
-        (aside / split).mkdir(parents=True, exist_ok=True)
+        (partial / split).mkdir(parents=True, exist_ok=True)
         folder = root / 'annotations' / split
 
         def write(mask: Path, split: str = split, folder: Path = folder) -> None:
-            stock.convert_to_trainID(str(mask), str(aside), is_train=split == 'train2017')
+            stock.convert_to_trainID(str(mask), str(partial), is_train=split == 'train2017')
             name = f'{mask.stem}_labelTrainIds.png'
-            os.replace(aside / split / name, folder / name)
+            os.replace(partial / split / name, folder / name)
 
         masks = [mask for mask in sorted(folder.glob('*.png')) if not mask.stem.endswith('_labelTrainIds')]
         masks = [mask for mask in masks if not (folder / f'{mask.stem}_labelTrainIds.png').is_file()]
         _run(write, masks, f'{split}: masks of 171 classes')
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def camvid(root: Path) -> None:
@@ -120,18 +121,18 @@ def camvid(root: Path) -> None:
     shutil.rmtree(root / 'segnet', ignore_errors=True)
 
 
-def _save(image: Image.Image, path: Path, **options: int) -> None:
+def _save(image: Image.Image, path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f'.part-{path.name}')
-    image.save(aside, **options)
-    os.replace(aside, path)
+    partial = path.with_name(f'.part-{path.name}')
+    image.save(partial, **options)
+    os.replace(partial, path)
 
 
-def _run(function: Callable, jobs: Sequence, what: str) -> None:
+def _run(function: Callable[[Any], None], jobs: Sequence[Any], title: str) -> None:
     if not jobs:
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(function, jobs), total=len(jobs), desc=what, mininterval=1):
+        for _ in tqdm(pool.map(function, jobs), total=len(jobs), desc=title, mininterval=1):
             pass
 
 
@@ -142,6 +143,8 @@ def _stock_converter(name: str) -> ModuleType:
     if path is None:
         raise FileNotFoundError(f"mmseg's converter {name}.py is neither at {places[0]} nor at {places[1]}")
     spec = importlib.util.spec_from_file_location(f'mmseg_converter_{name}', path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f'{path} cannot be imported')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

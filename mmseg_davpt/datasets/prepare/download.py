@@ -1,4 +1,4 @@
-"""Downloads that can be interrupted, and archives that are unpacked safely, each again from where it stopped."""
+"""Download and unpack archives; both continue after an interruption."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from tqdm import tqdm
 
@@ -23,20 +23,20 @@ _BLOCK = 1 << 20
 
 
 class DataError(RuntimeError):
-    """A dataset cannot be made or is not whole; the message says what to do."""
+    """A dataset cannot be prepared or is incomplete; the message names the remedy."""
 
 
 def download(url: str, path: Path, digest: str | None = None, tries: int = 5, timeout: float = 30) -> Path:
-    """Download a file, going on where an earlier try stopped.
+    """Download a file, or continue an interrupted download.
 
-    What is not complete is called ``PATH.part``. A server that knows no ranges sends everything again.
+    An incomplete file is called ``PATH.part``. A server without range requests sends the whole file again.
 
     Args:
         url: ``http`` or ``https``.
-        path: File to write. One that is there already is checked and kept.
-        digest: ``ALGORITHM:HEX`` that it must have.
-        tries: Connections that may end early before giving up.
-        timeout: Seconds that a connection may stay silent.
+        path: File to write. An existing file is checked and kept.
+        digest: Expected ``ALGORITHM:HEX`` of the file; not checked if ``None``.
+        tries: Number of connections before giving up.
+        timeout: Seconds to wait for data.
 
     Returns:
         ``path``.
@@ -55,7 +55,7 @@ def download(url: str, path: Path, digest: str | None = None, tries: int = 5, ti
         try:
             total = _fetch(url, part, timeout)
         except urllib.error.HTTPError as error:
-            raise DataError(f'{url}: the server says {error.code} {error.reason}') from error
+            raise DataError(f'{url}: the server answers {error.code} {error.reason}') from error
         except (OSError, http.client.HTTPException) as error:
             failure, total = f'{type(error).__name__}: {error}', None
         else:
@@ -67,7 +67,7 @@ def download(url: str, path: Path, digest: str | None = None, tries: int = 5, ti
             failure = f'{have:,} of {total:,} bytes came'
         print(f'{url}: {failure} (try {attempt + 1} of {tries})')
     else:
-        raise DataError(f'{url}: {failure}. Run this again: it goes on from what is in {part}')
+        raise DataError(f'{url}: {failure}. Run this again: it continues from {part}')
     if digest is not None and (found := _digest(part, digest)) != digest:
         part.unlink()
         raise DataError(f'{url} is not the expected file: expected {digest}, got {found}. Removed: run this again')
@@ -76,7 +76,7 @@ def download(url: str, path: Path, digest: str | None = None, tries: int = 5, ti
 
 
 def _fetch(url: str, part: Path, timeout: float) -> int | None:
-    """Go on with one connection; the size of the whole file as the server states it, if it does."""
+    """Download over one connection. Returns the size of the whole file in bytes, ``None`` if the server states none."""
     have = part.stat().st_size if part.is_file() else 0
     headers = {'User-Agent': 'mmseg_davpt'} | ({'Range': f'bytes={have}-'} if have else {})
     request = urllib.request.Request(url, headers=headers)
@@ -97,7 +97,7 @@ def _fetch(url: str, part: Path, timeout: float) -> int | None:
         start = have if resumed else 0
         total = int(stated) if resumed and stated.isdigit() else int(length) if length and not resumed else None
         if total is not None:
-            require_space(part.parent, 2 * total - start, f'{url} ({total:,} bytes) and what is in it')
+            require_space(part.parent, 2 * total - start, f'{url} ({total:,} bytes) and its contents')
         with (
             part.open('ab' if resumed else 'wb') as file,
             tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=part.stem, mininterval=1) as bar,
@@ -108,15 +108,20 @@ def _fetch(url: str, part: Path, timeout: float) -> int | None:
     return total
 
 
-def require_space(folder: Path, size: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+def require_space(folder: Path, size: int, content: str) -> None:
+    """Check the free space on the disk.
+
+    Args:
+        folder: Folder to write to.
+        size: Bytes to write.
+        content: Name of the content, for the message.
 
     Raises:
-        DataError: Less than ``size`` bytes are free where ``folder`` is.
+        DataError: Less than ``size`` bytes are free.
     """
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise DataError(f'{folder} has {free / 1e9:.1f} GB left, {what} need {size / 1e9:.1f} GB')
+        raise DataError(f'{folder} has {free / 1e9:.1f} GB left, {content} need {size / 1e9:.1f} GB')
 
 
 def _digest(path: Path, like: str) -> str:
@@ -133,18 +138,18 @@ def _digest(path: Path, like: str) -> str:
 
 
 def unpack(archive: Path, root: Path, places: Mapping[str, str]) -> int:
-    """Unpack folders of a zip or tar archive. Files that are there with the right size are kept.
+    """Unpack folders of a zip or tar archive. Existing files of the right size are kept.
 
     Args:
         archive: ``.zip``, ``.tar`` or ``.tar.gz``.
-        root: Folder of the dataset; nothing is written outside.
+        root: Folder of the dataset; nothing is written outside of it.
         places: Folder in the archive -> folder below ``root``.
 
     Returns:
         Number of files in these folders of the archive.
 
     Raises:
-        DataError: The archive is damaged, points outside, or has none of these folders.
+        DataError: The archive is damaged, has a path outside of its folder, or has none of these folders.
     """
     number = 0
     try:
@@ -157,21 +162,21 @@ def unpack(archive: Path, root: Path, places: Mapping[str, str]) -> int:
             if path.is_file() and path.stat().st_size == size:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f'.part-{path.name}')
-            with read() as source, aside.open('wb') as file:
+            partial_path = path.with_name(f'.part-{path.name}')
+            with read() as source, partial_path.open('wb') as file:
                 shutil.copyfileobj(source, file, _BLOCK)
-            if aside.stat().st_size != size:
-                aside.unlink()
+            if partial_path.stat().st_size != size:
+                partial_path.unlink()
                 raise EOFError(f'{name} ends early')
-            os.replace(aside, path)
+            os.replace(partial_path, path)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(f'{archive} is damaged ({error}): delete it and run this again') from error
     if not number:
-        raise DataError(f'{archive} holds none of {", ".join(places)}: is it another archive of that name?')
+        raise DataError(f'{archive} holds none of {", ".join(places)}: is it another archive of this name?')
     return number
 
 
-def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:
+def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
     """Name, size and opener of every regular file."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
@@ -182,13 +187,19 @@ def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]
         with tarfile.open(archive) as file:
             for member in file:
                 if member.isfile():
-                    yield member.name, member.size, partial(file.extractfile, member)
+                    yield member.name, member.size, partial(_open_member, file, member)
+
+
+def _open_member(file: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    content = file.extractfile(member)
+    assert content is not None, f'{member.name} is no regular file'
+    return content
 
 
 def _target(archive: Path, name: str, places: Mapping[str, str]) -> str | None:
     path = PurePosixPath(name)
     if path.is_absolute() or '..' in path.parts or '\\' in name:
-        raise DataError(f'{archive} wants to write to {name!r}, outside of its folder: it is not what it should be')
+        raise DataError(f'{archive} has the path {name!r}, outside of its folder: it is not the expected archive')
     for theirs, ours in places.items():
         if path.is_relative_to(theirs):
             return str(PurePosixPath(ours) / path.relative_to(theirs))

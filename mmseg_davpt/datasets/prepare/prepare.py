@@ -1,4 +1,4 @@
-"""Make a published dataset ready for its config: download, check, unpack, convert, count."""
+"""Prepare a published dataset for its config: download, check, unpack, convert, count."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .sources import Source
 
 
 def prepare(source: Source, root: str | Path = 'data') -> Path:
-    """Prepare a dataset. What an earlier run did is kept; a dataset that is whole is left alone.
+    """Prepare a dataset. Results of an interrupted run are kept; a complete dataset is not changed.
 
     Args:
-        source: One of :data:`~mmseg_davpt.datasets.sources.SOURCES`.
+        source: One of :data:`~mmseg_davpt.datasets.prepare.SOURCES`.
         root: Folder of all datasets. The archives go to ``ROOT/downloads``.
 
     Returns:
-        The dataset's folder, a ``data_root`` for its config.
+        Folder of the dataset: the ``data_root`` of its config.
 
     Raises:
-        DataError: Something failed, or the user has to do something; the message says what.
+        DataError: A step failed or needs the user; the message names the remedy.
     """
     folder, downloads = Path(root) / source.folder, Path(root) / 'downloads'
     if not miscounts(source, folder):
@@ -43,9 +43,9 @@ def prepare(source: Source, root: str | Path = 'data') -> Path:
     wrong = miscounts(source, folder)
     if wrong:
         raise DataError(
-            f'{source.title} in {folder} is not whole:\n'
+            f'{source.title} in {folder} is incomplete:\n'
             + '\n'.join(f'  {pattern}: expected {expected:,}, found {found:,}' for pattern, expected, found in wrong)
-            + f'\nRemove what does not belong there, and archives in {downloads} that may be damaged; run this again.'
+            + f'\nRemove files that do not belong there and damaged archives in {downloads}, then run this again.'
         )
     return folder
 

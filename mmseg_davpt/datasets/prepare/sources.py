@@ -1,4 +1,4 @@
-"""Where datasets come from: the one table behind ``tools/prepare_dataset.py`` and the message about missing data."""
+"""Sources of datasets, for ``tools/prepare_dataset.py`` and the message about missing data."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Archive:
 
     Attributes:
         name: File name under ``ROOT/downloads``.
-        url: Where to get it; ``None`` if only its users can, after a login.
-        places: Folder in the archive -> folder of the dataset. What is in no such folder is not unpacked.
-        digest: ``ALGORITHM:HEX`` as published by others who use the file; ``None`` where no lasting one is known. The
-            size that the server states and the archive's own checksums are looked at in any case.
+        url: Address; ``None`` if the download needs a login.
+        places: Folder in the archive -> folder of the dataset. Other folders are not unpacked.
+        digest: ``ALGORITHM:HEX`` as other projects publish it; ``None`` if no stable one is known. The size that the
+            server states and the checksums in the archive are always checked.
     """
 
     name: str
@@ -31,17 +31,17 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset, from its archives to the layout that its config reads.
+    """A dataset: its archives, and the layout that its config reads.
 
     Attributes:
-        title: What people call it.
+        title: Common name.
         dataset: Type name of mmseg's dataset.
         folder: ``data_root`` of the config, below ``data``.
-        archives: What to download and unpack.
-        counts: Glob under the folder -> number of files; of lines, if it names a ``.txt`` file.
-        licence: What one may do with it, in short.
-        convert: Makes the masks that the dataset reads from those that were unpacked; can be run again.
-        manual: Where to get archives that have no ``url``.
+        archives: Files to download and unpack.
+        counts: Glob below the folder -> number of files; number of lines if it names a ``.txt`` file.
+        licence: Summary of the licence.
+        convert: Converts the unpacked masks to those that the dataset reads; may be called again.
+        manual: How to get archives without ``url``.
     """
 
     title: str

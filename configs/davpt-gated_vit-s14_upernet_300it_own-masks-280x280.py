@@ -1,4 +1,4 @@
-# Your own images and index masks: edit the five lines, then tools/check_dataset.py, then tools/train.py.
+# Your images and index masks: edit the five lines, then run tools/check_dataset.py and tools/train.py.
 _base_ = [
     './_base_/models/davpt_upernet_vit-s14.py',
     './_base_/datasets/own_masks.py',
@@ -6,7 +6,7 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 classes = ('background', 'object')  # class of id 0, of id 1, ...; 255 in a mask is ignored
-data_root = 'data/own_masks'  # or --cfg-options data_root=PATH; what is in it: _base_/datasets/own_masks.py
+data_root = 'data/own_masks'  # or --cfg-options data_root=PATH; for its layout see _base_/datasets/own_masks.py
 img_suffix = '.jpg'
 seg_map_suffix = '.png'
 reduce_zero_label = False  # True: ids are 1, 2, ..., and 0 is ignored

@@ -1,5 +1,5 @@
-# DA-VPT on real street images: frozen ViT-S/14, 11 classes; minutes on two CPU cores.
-# python tools/train.py configs/davpt_upernet_camvid.py --cfg-options data_root=PATH
+# Gated DA-VPT on street images: frozen ViT-S/14, 11 classes; minutes on two CPU cores.
+# python tools/train.py configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py --cfg-options data_root=PATH
 _base_ = [
     './_base_/models/davpt_upernet_vit-s14.py',
     './_base_/datasets/camvid.py',

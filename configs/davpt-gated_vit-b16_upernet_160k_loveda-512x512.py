@@ -1,4 +1,4 @@
-# DA-VPT for LoveDA (aerial): frozen ViT-B/16 + guided prompts + UPerNet.
+# Gated DA-VPT for LoveDA (aerial): frozen ViT-B/16, guided prompts, UPerNet.
 # python tools/prepare_dataset.py loveda
 _base_ = [
     './_base_/models/davpt_upernet_vit-b16.py',

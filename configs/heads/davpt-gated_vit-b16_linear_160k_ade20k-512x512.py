@@ -1,4 +1,4 @@
-# Batch norm and one linear layer, as DINOv2 evaluates frozen features: what the prompts do is hard to miss here.
+# Batch norm and one linear layer, as DINOv2 evaluates frozen features: the head that shows most of the prompts.
 _base_ = '../davpt_upernet_ade20k.py'
 model = dict(
     neck=None,

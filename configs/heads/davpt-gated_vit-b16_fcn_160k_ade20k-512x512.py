@@ -1,6 +1,5 @@
-# Two convolutions on the last tap, nothing else.
+# Two convolutions on the output of the last block.
 _base_ = '../davpt_upernet_ade20k.py'
-norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     backbone=dict(out_indices=(11,)),
     neck=None,
@@ -14,7 +13,7 @@ model = dict(
         concat_input=False,
         dropout_ratio=0.1,
         num_classes=150,
-        norm_cfg=norm_cfg,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),

@@ -1,4 +1,4 @@
-# DA-VPT for COCO-Stuff 164k: frozen ViT-B/16 + guided prompts + UPerNet.
+# Gated DA-VPT for COCO-Stuff 164k: frozen ViT-B/16, guided prompts, UPerNet.
 # python tools/prepare_dataset.py coco-stuff164k
 _base_ = [
     './_base_/models/davpt_upernet_vit-b16.py',

@@ -1,4 +1,4 @@
-# DA-VPT for Cityscapes: frozen ViT-B/16 + guided prompts + UPerNet.
+# Gated DA-VPT for Cityscapes: frozen ViT-B/16, guided prompts, UPerNet.
 # python tools/prepare_dataset.py cityscapes
 _base_ = [
     './_base_/models/davpt_upernet_vit-b16.py',

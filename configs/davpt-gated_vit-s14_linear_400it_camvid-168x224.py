@@ -1,4 +1,4 @@
-# The frame of the comparisons (docs/evidence.md). lr_mult, the rate of what learns in the backbone, is each suite's.
+# The base of the comparisons (docs/evidence.md). Each suite sets lr_mult, the learning rate in the backbone.
 _base_ = [
     './_base_/models/davpt_linear_vit-s14.py',
     './_base_/datasets/camvid_168x224.py',
@@ -9,7 +9,7 @@ model = dict(
     data_preprocessor=dict(size=(168, 224)),
     guidance=dict(num_classes=11),
     decode_head=dict(num_classes=11),
-    test_cfg=dict(_delete_=True, mode='slide', crop_size=(168, 224), stride=(96, 128), slide_batch=9),
+    test_cfg=dict(mode='slide', crop_size=(168, 224), stride=(96, 128), slide_batch=9),
 )
 optim_wrapper = dict(
     type='CpuAmpOptimWrapper',

@@ -1,4 +1,4 @@
-# Segmenter: two transformer layers over the last tap and one token a class.
+# Segmenter: two transformer layers on the output of the last block and one token per class.
 _base_ = '../davpt_upernet_ade20k.py'
 model = dict(
     backbone=dict(out_indices=(11,)),

@@ -1,3 +1,3 @@
-# The heads alone on the frozen trunk: the floor that every tuning method must beat.
+# Only the heads are trainable, on the frozen trunk: the baseline of every tuning method.
 _base_ = './davpt_upernet_ade20k.py'
 model = dict(backbone=dict(tuning='frozen'), guidance=None)

@@ -1,3 +1,0 @@
-# All biases of the trunk (BitFit).
-_base_ = './davpt_setr-pup_vit-l16_pascal-context59-480x480.py'
-model = dict(backbone=dict(tuning='bias'), guidance=None)

@@ -1,3 +1,0 @@
-# The heads alone on the frozen trunk.
-_base_ = './davpt_setr-pup_vit-l16_pascal-context59-480x480.py'
-model = dict(backbone=dict(tuning='frozen'), guidance=None)
