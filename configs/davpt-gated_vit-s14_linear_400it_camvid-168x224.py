@@ -1,6 +1,6 @@
 # The base of the comparisons (docs/evidence.md). Each suite sets lr_mult, the learning rate in the backbone.
 _base_ = [
-    './_base_/models/davpt_linear_vit-s14.py',
+    './_base_/models/davpt-gated_linear_vit-s14.py',
     './_base_/datasets/camvid_168x224.py',
     './_base_/schedules/adamw_cpu.py',
     './_base_/default_runtime.py',
@@ -13,7 +13,7 @@ model = dict(
 )
 optim_wrapper = dict(
     type='CpuAmpOptimWrapper',
-    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.25, decay_mult=0.0))),
+    paramwise_cfg=dict(custom_keys=dict(_delete_=True, backbone=dict(lr_mult=1.25, decay_mult=0.0))),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=20),

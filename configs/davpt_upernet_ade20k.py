@@ -1,6 +1,6 @@
 # Gated DA-VPT for ADE20K: frozen ViT-B/16, guided prompts, UPerNet. Start here: most configs change this one.
 _base_ = [
-    './_base_/models/davpt_upernet_vit-b16.py',  # trunk, prompts, guidance, heads
+    './_base_/models/davpt-gated_upernet_vit-b16.py',  # trunk, prompts, guidance, heads
     './_base_/datasets/ade20k.py',  # files, pipelines, loaders, metric
     './_base_/schedules/adamw_160k.py',  # learning rates, iterations, checkpoints
     './_base_/default_runtime.py',  # hooks, seed, log

@@ -1,6 +1,6 @@
 # Gated DA-VPT on generated scenes, with a pretrained frozen ViT-S/14. `make train` runs it.
 _base_ = [
-    './_base_/models/davpt_upernet_vit-s14.py',
+    './_base_/models/davpt-gated_upernet_vit-s14.py',
     './_base_/datasets/miniscenes.py',
     './_base_/schedules/adamw_cpu.py',
     './_base_/default_runtime.py',

@@ -1,3 +1,3 @@
-# VPT-Deep: the same prompts without guidance.
+# VPT-Deep: prompts without gates and without guidance.
 _base_ = './davpt_upernet_ade20k.py'
-model = dict(backbone=dict(tuning='vpt_deep', prompts=dict(init='xavier', gate=False)), guidance=None)
+model = dict(backbone=dict(tuning='vpt_deep'), guidance=None)

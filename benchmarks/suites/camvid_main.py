@@ -1,9 +1,9 @@
 # The main table, on the validation images. Each method has the rate that was chosen on the selection slice
 # (benchmarks/results/comparison.md).
-config = 'configs/davpt_linear_camvid.py'
+config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
-__num, __gate = 'model.backbone.prompts.num', 'model.backbone.prompts.gate'
+__num = 'model.backbone.prompts.num'
 common = {'optim_wrapper.optimizer.lr': __head, __lr_mult: 2e-3 / __head}
 __paper, __scores = ('attn_out', 'query'), ('query', 'key')  # sample space, prompt space
 
@@ -12,20 +12,16 @@ def __without_prompts(tuning: str) -> dict:
     return {'model.backbone.tuning': tuning, 'model.backbone.prompts': None, 'model.guidance': None}
 
 
-def __unguided(tuning: str, gate: bool = False) -> dict:
-    return {
-        'model.backbone.tuning': tuning,
-        'model.backbone.prompts.init': 'xavier',
-        __gate: gate,
-        'model.guidance': None,
-    }
+def __unguided(tuning: str, **prompts: bool) -> dict:
+    options = {f'model.backbone.prompts.{name}': value for name, value in prompts.items()}
+    return {'model.backbone.tuning': tuning, 'model.guidance': None, **options}
 
 
 def __guided(tuning: str, pairing: tuple[str, str], weight: float, gate: bool) -> dict:
     return {
         'model.backbone.tuning': tuning,
         'model.backbone.prompts.init': 'prototype',
-        __gate: gate,
+        'model.backbone.prompts.gate': gate,
         'model.guidance.sample_space': pairing[0],
         'model.guidance.prompt_space': pairing[1],
         'model.guidance.weight_patch': weight,

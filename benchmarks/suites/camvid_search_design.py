@@ -1,5 +1,5 @@
 # One change at a time in the recipe (gated DA-VPT), on the selection slice.
-config = 'configs/davpt_linear_camvid.py'
+config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
 __head, __rate = 1.6e-2, 2e-3
 common = {
     'optim_wrapper.optimizer.lr': __head,
@@ -27,14 +27,14 @@ methods = {
     'patch term alone': {'model.guidance.weight_proto': 0.0},
     'prototype term alone': {'model.guidance.weight_patch': 0.0},
     'all blocks guided': {'model.guidance.blocks': tuple(range(12))},
-    'key and value biases': {'model.backbone.tuning': 'davpt_plus'},
-    'all biases': {'model.backbone.tuning': 'vpt_bias'},
+    'key and value biases': {'model.backbone.tuning': 'davpt_gated_plus'},
+    'all biases': {'model.backbone.tuning': 'davpt_gated_bias'},
     'no norm on the map': {'model.backbone.norm_outputs': False},
     'first recipe': __first,
-    'first recipe, all biases': {**__first, 'model.backbone.tuning': 'vpt_bias'},
+    'first recipe, all biases': {**__first, 'model.backbone.tuning': 'davpt_gated_bias'},
     'first recipe, all biases and norms': {
         **__first,
-        'model.backbone.tuning': dict(_delete_=True, prompts=True, bias='all', norm=True),
+        'model.backbone.tuning': dict(_delete_=True, prompts=dict(init='prototype'), bias='all', norm=True),
     },
 }
 seeds = (0, 1, 2)

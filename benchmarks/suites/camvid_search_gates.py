@@ -1,5 +1,5 @@
 # Gated prompts: effect of initialisation, guidance, biases and rates. On the selection slice.
-config = 'configs/davpt_linear_camvid.py'
+config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 common = {
@@ -16,7 +16,7 @@ __weights = ('model.guidance.weight_patch', 'model.guidance.weight_proto')
 
 
 def __rates(prompts: float, gates: float) -> dict:
-    rates = {'backbone.prompts.tokens': prompts, 'backbone.prompts.gates': gates}
+    rates = {'tuned.prompts.tokens': prompts, 'tuned.prompts.gates': gates}
     keys = {name: dict(lr_mult=rate / __head, decay_mult=0.0) for name, rate in rates.items()}
     return {'optim_wrapper.paramwise_cfg.custom_keys': keys}
 
@@ -25,13 +25,12 @@ methods = {
     'VPT-Deep, gates': {
         'model.guidance': None,
         'model.backbone.tuning': 'vpt_deep',
-        'model.backbone.prompts.init': 'xavier',
     },
     'prototype init, gates': dict.fromkeys(__weights, 0.0),
     'recipe': {},
     'recipe, 0.05': dict.fromkeys(__weights, 0.05),
-    'recipe, all biases': {'model.backbone.tuning': 'vpt_bias'},
-    'recipe, DA-VPT+': {'model.backbone.tuning': 'davpt_plus'},
+    'recipe, all biases': {'model.backbone.tuning': 'davpt_gated_bias'},
+    'recipe, DA-VPT+': {'model.backbone.tuning': 'davpt_gated_plus'},
     'recipe, rate 5e-4': {__lr_mult: 5e-4 / __head},
     'recipe, rate 8e-3': {__lr_mult: 8e-3 / __head},
     'recipe, gates at 8e-3': __rates(2e-3, 8e-3),

@@ -1,10 +1,9 @@
 # Learning rates of the trainable parameters in the trunk: three per method, on the selection slice, one seed. The rate
 # of the head is the same for all methods; three rates of the head are tried without tuning the trunk.
-config = 'configs/davpt_linear_camvid.py'
+config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 common = {'model.guidance': None, 'optim_wrapper.optimizer.lr': __head}
 __no_prompts = {'model.backbone.prompts': None}
-__prompts = {'model.backbone.prompts.init': 'xavier', 'model.backbone.prompts.gate': False}
 __rates = (5e-4, 2e-3, 8e-3)
 __tried = {
     'VPT-Deep': ('vpt_deep', __rates),
@@ -23,7 +22,7 @@ for __name, (__tuning, __method_rates) in __tried.items():
     for __rate in __method_rates:
         methods[f'{__name}, {__rate:g}'] = {
             'model.backbone.tuning': __tuning,
-            **(__prompts if __tuning.startswith('vpt') else __no_prompts),
+            **({} if __tuning.startswith('vpt') else __no_prompts),
             'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': __rate / __head,
         }
 seeds = (0,)

@@ -1,5 +1,5 @@
 # Attention of the last block's patches to prompts, before and after training, for each pairing. On the selection slice.
-config = 'configs/davpt_linear_camvid.py'
+config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
 __head, __rate = 1.6e-2, 2e-3
 common = {
     'optim_wrapper.optimizer.lr': __head,

@@ -21,16 +21,9 @@ __num = {'model.backbone.prompts.num': 4}
 __no_prompts = {'model.backbone.prompts': None, 'model.guidance': None}
 methods = {
     'head only': {'model.backbone.tuning': 'frozen', **__no_prompts},
-    'VPT-Deep': {
-        'model.backbone.tuning': 'vpt_deep',
-        **__num,
-        'model.backbone.prompts.init': 'xavier',
-        'model.backbone.prompts.gate': False,
-        'model.guidance': None,
-    },
-    'DA-VPT': {'model.backbone.tuning': 'davpt', **__num},
+    'VPT-Deep': {'model.backbone.tuning': 'vpt_deep', **__num, 'model.guidance': None},
+    'gated DA-VPT': __num,
     'full': {'model.backbone.tuning': 'full', **__no_prompts, 'optim_wrapper.optimizer.lr': 1e-4},
 }
 seeds = (0, 1)
 baseline = 'VPT-Deep'
-titles = {'DA-VPT': 'gated DA-VPT'}  # the recipe of the config

@@ -1,7 +1,4 @@
 # Every weight of the trunk is trainable, at a learning rate for full fine-tuning.
 _base_ = './davpt_vit-l16_setr-pup_80k_pascal-context59-480x480.py'
-model = dict(backbone=dict(tuning='full', drop_path_rate=0.1), guidance=None)
-optim_wrapper = dict(
-    optimizer=dict(lr=6e-5),
-    paramwise_cfg=dict(custom_keys=dict(pos_embed=dict(decay_mult=0.0), cls_token=dict(decay_mult=0.0))),
-)
+model = dict(backbone=dict(tuning='full', prompts=None, drop_path_rate=0.1), guidance=None)
+optim_wrapper = dict(optimizer=dict(lr=6e-5), paramwise_cfg=dict(custom_keys=dict(tuned=dict(lr_mult=1.0))))

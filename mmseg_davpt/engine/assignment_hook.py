@@ -11,19 +11,18 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..datasets import ReplayableSampler
+from ..datasets import ReplayableSampler, images_per_pass
 from ..guidance import MetricGuidance
 from ..models import PromptedEncoderDecoder
-from ..models.prototype_init import PrototypeInit, prompts_initialised
+from ..models.prototype_init import PrototypeInit
 
 
 @HOOKS.register_module()
@@ -60,7 +59,7 @@ class PromptAssignmentHook(Hook):
         batches_per_pass = _batches_per_pass(loader)
         self._interval = batches_per_pass if self.interval is None else self.interval
         blocks = guidance.unassigned_blocks()
-        init = None if prompts_initialised(model.backbone.prompts) else PrototypeInit(model)
+        init = None if model.backbone.prompts_initialised else PrototypeInit(model)
         if not blocks and init is None:
             return
         model.backbone.require_weights()
@@ -104,22 +103,13 @@ def _guided_model(runner: Runner) -> tuple[PromptedEncoderDecoder, MetricGuidanc
     """The model without its wrapper, and its guidance if that takes part in this training or its start."""
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     guidance = getattr(model, 'guidance', None)
-    if guidance is not None and not guidance.enabled and prompts_initialised(model.backbone.prompts):
+    if guidance is not None and not guidance.enabled and model.backbone.prompts_initialised:
         guidance = None
     return model, guidance
 
 
 def _batches_per_pass(loader: DataLoader[Any]) -> int:
-    return math.ceil(_images_per_pass(loader.dataset) / ((loader.batch_size or 1) * get_world_size()))
-
-
-def _images_per_pass(dataset: Dataset[Any]) -> int:
-    """Number of distinct images; ``RepeatDataset`` counts each image ``times`` times."""
-    if isinstance(dataset, RepeatDataset):
-        return _images_per_pass(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        return sum(_images_per_pass(child) for child in dataset.datasets)
-    return len(cast(Sized, dataset))
+    return math.ceil(images_per_pass(loader.dataset) / ((loader.batch_size or 1) * get_world_size()))
 
 
 def _same_data(loader: DataLoader[Any], seed: int) -> Iterator[dict[str, Any]]:

@@ -32,8 +32,8 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     ``tuned.METHOD``, also where the method trains the trunk's parameters in place: ``'tuned.bias'`` holds for biases,
     ``'tuned.blocks'`` for full tuning, ``'tuned'`` for every method. The longest key that matches counts.
 
-    Weight decay applies to matrices of the trunk only, unless the key names a ``decay_mult``: it would pull pretrained
-    biases and norms towards zero.
+    Weight decay applies to weight matrices of the trunk only, unless the key names a ``decay_mult``: it would pull
+    pretrained biases, norms and position tables towards zero.
 
     Frozen modules are skipped without mmengine's warning per parameter.
     """
@@ -53,7 +53,7 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             names = f'{prefix}.{name}', f'{prefix}.tuned.{method}.'
             key = next((key for key in keys if any(key in name for name in names)), None)
             options = {} if key is None else self.paramwise_cfg['custom_keys'][key]
-            decayed = name.startswith('trunk.') and parameter.ndim > 1
+            decayed = name.startswith('trunk.') and name.endswith('weight') and parameter.ndim > 1
             lr_mult, decay_mult = options.get('lr_mult', 1.0), options.get('decay_mult', float(decayed))
             group = groups.setdefault((method, lr_mult, decay_mult), dict(params=[], method=method))
             group['params'].append(parameter)

@@ -103,6 +103,11 @@ class PromptedViT(BaseModule):
         return next((m for m in self.tuned.values() if isinstance(m, (DeepPrompts, ShallowPrompts))), None)
 
     @property
+    def prompts_initialised(self) -> bool:
+        """``False`` while deep prompts wait for their prototypes."""
+        return not isinstance(self.prompts, DeepPrompts) or self.prompts.is_ready
+
+    @property
     def prompt_counts(self) -> list[int]:
         """Prompts that join each of the ``depth`` blocks as keys and values; 0 where there are none."""
         return self.prompts.counts() if isinstance(self.prompts, DeepPrompts) else [0] * self.depth

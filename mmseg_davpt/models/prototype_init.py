@@ -10,20 +10,15 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from ..guidance import PromptAssignment, class_prototypes
-from ..tuning import Prompts
+from ..tuning import DeepPrompts
 from .segmentor import PromptedEncoderDecoder
-
-
-def prompts_initialised(prompts: Prompts | None) -> bool:
-    """Whether prompts hold the values that training starts from: random ones, prototypes, or a checkpoint's."""
-    return prompts is None or not prompts.awaits_prototypes
 
 
 class PrototypeInit:
     """Collects the class means at the input of every prompted block, then writes centroids into its prompts.
 
     A guided block's prompts take the centroids of its assignment; the other blocks cluster their class means. The
-    paper measured that such a start hurts its guidance; ``configs/`` use it all the same (docs/evidence.md).
+    paper measured that such a start hurts its guidance; ``configs/`` use it all the same (docs/results.md).
 
     Args:
         model: The segmentor, with deep prompts and guidance.
@@ -34,7 +29,7 @@ class PrototypeInit:
 
     def __init__(self, model: PromptedEncoderDecoder) -> None:
         prompts, guidance = model.backbone.prompts, model.guidance
-        if prompts is None or guidance is None:
+        if not isinstance(prompts, DeepPrompts) or guidance is None:
             raise ValueError("prompts.init='prototype' needs a model with prompts and guidance")
         self.model, self.prompts, self.guidance = model, prompts, guidance
         self.means = {

@@ -44,6 +44,7 @@ class DeepPrompts(TuningMethod):
         tokens: Block index, as a string -> prompts ``(M, D)``.
         gates: Block index, as a string -> gate ``(1,)``; empty without ``gate``.
         initialised: Buffer, saved with the model: ``False`` while prompts wait for their prototypes.
+        is_ready: The same as a Python value.
 
     Raises:
         ValueError: An option out of range; the message names it.
@@ -84,7 +85,7 @@ class DeepPrompts(TuningMethod):
             if gate:
                 self.gates[str(block)] = nn.Parameter(torch.zeros(1))
         self.register_buffer('initialised', torch.tensor(init != 'prototype'))
-        self._ready = init != 'prototype'  # the buffer as a Python value: reading it waits for the device
+        self.is_ready = init != 'prototype'  # reading the buffer waits for the device
         self._cache: dict[tuple[int, torch.dtype | None], _Constants] = {}
         # Drawn in the order of the names: seeds keep their meaning for the stored results of the benchmarks.
         init_prompts([self.tokens[name] for name in sorted(self.tokens)], trunk.patch_embed.patch_size)
@@ -121,7 +122,7 @@ class DeepPrompts(TuningMethod):
     def mark_initialised(self) -> None:
         """Note that the prompts hold their prototypes."""
         self.initialised.fill_(True)
-        self._ready = True
+        self.is_ready = True
 
     def require_initialised(self) -> None:
         """Refuse prompts that wait for their prototypes.
@@ -129,7 +130,7 @@ class DeepPrompts(TuningMethod):
         Raises:
             RuntimeError: ``init='prototype'``, and no prototypes were written or loaded.
         """
-        if not self._ready:
+        if not self.is_ready:
             raise RuntimeError(
                 "prompts.init='prototype', but no prototypes were written: it needs a PromptedEncoderDecoder with "
                 "guidance and dict(type='PromptAssignmentHook') in custom_hooks"
@@ -154,7 +155,7 @@ class DeepPrompts(TuningMethod):
         self._cache.clear()
         super()._load_from_state_dict(*args, **kwargs)
         if not self.initialised.is_meta:
-            self._ready = bool(self.initialised)
+            self.is_ready = bool(self.initialised)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_cache': {}}  # copies and pickles compute their own

@@ -32,7 +32,7 @@ def test_config_takes_a_step(path):
         part = model.guidance.assignments[0]
         part.assignment[:] = torch.arange(classes) % len(part.centroids)
     data = batch(classes)
-    if model.backbone.prompts is not None and model.backbone.prompts.awaits_prototypes:
+    if not model.backbone.prompts_initialised:
         init = PrototypeInit(model.eval())
         init.collect(*data)
         init.write(seed=0)

@@ -300,7 +300,7 @@ def test_optimizer_groups(tuning, trunk):
     for name, method, parameter in model.backbone.trainable_parameters():
         group = groups[id(parameter)]
         assert group['lr'] == pytest.approx(0.01 * rates[method]), name
-        decayed = name.startswith('trunk.') and parameter.ndim > 1
+        decayed = name.startswith('trunk.') and name.endswith('weight') and parameter.ndim > 1
         assert group['weight_decay'] == pytest.approx(0.1 if decayed else 0.0), name
 
 

@@ -1,4 +1,5 @@
-# ViT-L/16, supervised on ImageNet-21k (augreg), frozen; 20 guided prompts a block; SETR-PUP with three auxiliary heads.
+# Frozen ViT-L/16, supervised on ImageNet-21k (augreg); DA-VPT with 20 prompts per block; SETR-PUP with three auxiliary
+# heads.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 data_preprocessor = dict(
     type='SegDataPreProcessor',
@@ -35,8 +36,8 @@ model = dict(
         img_size=(512, 512),
         out_indices=(9, 14, 19, 23),
         norm_outputs=False,  # each head norms what it reads
-        prompts=dict(num=20),
         tuning='davpt',
+        prompts=dict(num=20),
     ),
     guidance=dict(type='MetricGuidance', blocks=(-1,), weight_patch=0.05, weight_proto=0.05),
     decode_head=dict(

@@ -1,4 +1,5 @@
-# Prompts learn faster than the head and are never decayed; norms are not decayed either.
+# `tuned` holds for every tuning method, `tuned.METHOD` for one; the longest key counts. Weight decay applies to weight
+# matrices of heads and trunk, never to norms, pretrained biases, prompts, adapters or low-rank updates.
 optim_wrapper = dict(
     type='OptimWrapper',
     constructor='TunedOptimWrapperConstructor',
@@ -7,8 +8,9 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         custom_keys={
-            'prompts': dict(lr_mult=10.0, decay_mult=0.0),
-            'biases': dict(lr_mult=1.0, decay_mult=0.0),
+            'tuned': dict(lr_mult=10.0),  # 2e-3, the rate that was searched for prompts, LoRA, adapters and biases
+            'tuned.blocks': dict(lr_mult=0.3),  # 6e-5, mmseg's rate for a whole ViT
+            'tuned.stem': dict(lr_mult=0.3),
         },
     ),
 )

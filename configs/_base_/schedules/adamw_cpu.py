@@ -2,7 +2,15 @@
 _base_ = './adamw_160k.py'
 optim_wrapper = dict(
     optimizer=dict(lr=4e-3),
-    paramwise_cfg=dict(custom_keys={'prompts': dict(lr_mult=1.25, decay_mult=0.0)}),
+    paramwise_cfg=dict(
+        custom_keys={
+            'tuned': dict(lr_mult=0.5),  # 2e-3
+            'tuned.prompts': dict(lr_mult=1.25),  # 5e-3
+            'tuned.shallow_prompts': dict(lr_mult=1.25),
+            'tuned.blocks': dict(lr_mult=0.005),  # 2e-5
+            'tuned.stem': dict(lr_mult=0.005),
+        }
+    ),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=20),

@@ -1,5 +1,5 @@
 # The same frozen ViT-S/14 under DINOv2's linear protocol: what the maps do not hold, this head cannot add.
-_base_ = './davpt_upernet_vit-s14.py'
+_base_ = './davpt-gated_upernet_vit-s14.py'
 model = dict(
     backbone=dict(out_indices=(11,)),
     neck=None,

@@ -1,4 +1,4 @@
-# ViT-S/14 in DINOv2 layout, frozen; 20 guided prompts a block; a light UPerNet, so that the head does not dwarf them.
+# Frozen ViT-S/14 in DINOv2 layout; gated DA-VPT with 20 prompts per block; a light UPerNet.
 norm_cfg = dict(type='BN', requires_grad=True)
 data_preprocessor = dict(
     type='SegDataPreProcessor',
@@ -16,8 +16,8 @@ model = dict(
         arch='vit_small_patch14_dinov2',
         pretrained='weights/vit_small_patch14_dinov2.safetensors',  # tools/get_weights.py makes it
         out_indices=(2, 5, 8, 11),
-        prompts=dict(num=20, init='prototype', gate=True),  # without guidance: init='xavier'
-        tuning='davpt',
+        tuning='davpt_gated',
+        prompts=dict(num=20),
     ),
     guidance=dict(
         type='MetricGuidance', num_classes=150, sample_space='query', prompt_space='key', center_prototypes=True

@@ -1,4 +1,4 @@
-# ViT-B/16, supervised on ImageNet-21k (augreg), frozen; 20 guided prompts a block; UPerNet.
+# Frozen ViT-B/16, supervised on ImageNet-21k (augreg); gated DA-VPT with 20 prompts per block; UPerNet.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 data_preprocessor = dict(
     type='SegDataPreProcessor',
@@ -18,18 +18,18 @@ model = dict(
         pretrained=True,
         img_size=(512, 512),
         out_indices=(2, 5, 8, 11),
-        prompts=dict(num=20, init='prototype', gate=True),  # without guidance: init='xavier'
-        tuning='davpt',
+        tuning='davpt_gated',  # prompts behind a gate that is zero at first, initialised with class prototypes
+        prompts=dict(num=20),  # per block
     ),
-    guidance=dict(
+    guidance=dict(  # the metric loss
         type='MetricGuidance',
         num_classes=150,
         blocks=(-1,),  # the last block alone is the paper's best
-        sample_space='query',  # prototypes of the patches' queries
-        prompt_space='key',  # against the keys of prompts: the pairing that attention itself makes
+        sample_space='query',  # prototypes of the patches' queries ...
+        prompt_space='key',  # ... against the keys of the prompts, as in attention
         weight_patch=0.05,  # beta:   prototypes of each image <-> prompts
         weight_proto=0.05,  # lambda: prototypes of the batch  <-> prompts
-        center_prototypes=True,
+        center_prototypes=True,  # subtract their mean first
     ),
     neck=dict(type='Feature2Pyramid', embed_dim=768, rescales=[4, 2, 1, 0.5], norm_cfg=norm_cfg),
     decode_head=dict(
