@@ -48,7 +48,7 @@ def patch_class_fractions(
     column = torch.arange(width, device=gt.device) // pw
     patch = torch.arange(b, device=gt.device)[:, None, None] * (h * w) + row[:, None] * w + column
     bins = (patch * (num_classes + 1) + labels).flatten()
-    # torch.bincount would wait for the device to learn its own length.
+    # torch.bincount would wait for the device to read its length.
     counts = torch.zeros(b * h * w * (num_classes + 1), device=gt.device)
     counts.scatter_add_(0, bins, torch.ones_like(bins, dtype=counts.dtype))
     return counts.view(b, h * w, num_classes + 1)[..., :num_classes] / (ph * pw)

@@ -37,8 +37,8 @@ def test_recovers_clusters(seed, sizes):
     assert same_partition(assignment, truth)
     np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1)
     for k in range(len(centroids)):
-        own = means[assignment == k] / np.linalg.norm(means[assignment == k], axis=1, keepdims=True)
-        mean = own.mean(axis=0)
+        rows = means[assignment == k] / np.linalg.norm(means[assignment == k], axis=1, keepdims=True)
+        mean = rows.mean(axis=0)
         np.testing.assert_allclose(centroids[k], mean / np.linalg.norm(mean), atol=1e-6)
 
 

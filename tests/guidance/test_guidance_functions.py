@@ -99,7 +99,7 @@ def test_loss_against_a_plain_loop(seed, k, m):
 
 @pytest.mark.parametrize('alpha', [32.0, 4.0])
 def test_loss_against_pytorch_metric_learning(alpha):
-    """Where the two coincide: every class has a prompt of its own. Value and gradients."""
+    """Where the two coincide: every class has a separate prompt. Value and gradients."""
     c, d = 5, 7
     samples = torch.randn(12, d, dtype=torch.float64, requires_grad=True)
     proxies = torch.randn(c, d, dtype=torch.float64, requires_grad=True)

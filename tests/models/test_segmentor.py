@@ -406,7 +406,7 @@ def test_other_statistics_than_the_weights_are_named(monkeypatch, arch, changes,
 @pytest.mark.parametrize('size', [(64, 64), (70, 113), (40, 130), (150, 64)])
 @pytest.mark.parametrize('images', [1, 2])
 def test_sliding_windows_equal_mmseg_s(slide_batch, size, images):
-    """mmseg's own sequential result; windows overlap, the last one is moved back, a small image is one window."""
+    """As mmseg's sequential code; windows overlap, the last one is moved back, a small image is one window."""
     cfg = segmentor_cfg(C)
     cfg.test_cfg = dict(mode='slide', crop_size=(64, 48), stride=(40, 31))
     if slide_batch is not None:
