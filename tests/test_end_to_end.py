@@ -43,7 +43,7 @@ def test_training_logs_what_matters(trained):
 
 def test_assignment_is_made_refreshed_and_saved(trained):
     work_dir, printed = trained
-    lines = re.findall(r'Prompt assignment of block 5: (\[.*?\]) classes a prompt, (\d+) unseen', printed)
+    lines = re.findall(r'Prompt assignment of block 5: (\[.*?\]) classes per prompt, (\d+) unseen', printed)
     assert len(lines) == 2  # before training, and after 4 iterations: one pass over 8 images, 2 a batch
     state = load(work_dir / 'iter_6.pth')['state_dict']
     assignment = state['guidance.assignments.0.assignment']
@@ -58,7 +58,7 @@ def test_only_tuned_parts_change(trained):
     for name, value in early.items():
         frozen = name.startswith('backbone.trunk.')
         assert torch.equal(value, late[name]) == frozen or not frozen, name
-    assert not torch.equal(early['backbone.prompts.tokens.0'], late['backbone.prompts.tokens.0'])
+    assert not torch.equal(early['backbone.tuned.prompts.tokens.0'], late['backbone.tuned.prompts.tokens.0'])
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -81,17 +81,26 @@ def test_resumed_run_equals_uninterrupted_run(tiny_config, trained, tmp_path, wo
 
 def test_guidance_does_not_change_what_is_drawn(tiny_config, trained, tmp_path):
     """At weight zero, through the Runner with its warm-up, training is VPT-Deep bit for bit."""
-    start = 'model.backbone.prompts.init=xavier'
-    zero = ('model.guidance.weight_patch=0', 'model.guidance.weight_proto=0', start)
+    start = 'model.backbone.prompts.init=xavier', 'model.backbone.prompts.gate=True'
+    zero = ('model.guidance.weight_patch=0', 'model.guidance.weight_proto=0', *start)
     tool('train', tiny_config, '--work-dir', tmp_path / 'zero', '--cfg-options', *zero)
-    tool('train', tiny_config, '--work-dir', tmp_path / 'vpt', '--cfg-options', 'model.guidance=None', start)
+    tool(
+        'train',
+        tiny_config,
+        '--work-dir',
+        tmp_path / 'vpt',
+        '--cfg-options',
+        'model.guidance=None',
+        *start,
+        'model.backbone.tuning=vpt_deep',
+    )
     a = load(tmp_path / 'zero/iter_6.pth')['state_dict']
     b = load(tmp_path / 'vpt/iter_6.pth')['state_dict']
     assert set(a) - set(b) == {name for name in a if name.startswith('guidance.')}
     for name, value in b.items():
         assert torch.equal(a[name], value), name
     guided = load(trained[0] / 'iter_6.pth')['state_dict']
-    assert not torch.equal(guided['backbone.prompts.tokens.5'], b['backbone.prompts.tokens.5'])
+    assert not torch.equal(guided['backbone.tuned.prompts.tokens.5'], b['backbone.tuned.prompts.tokens.5'])
 
 
 def test_amp_trains_in_bfloat16_on_a_cpu(tiny_config, tmp_path):
@@ -109,7 +118,7 @@ def test_prototype_start(tiny_config, tmp_path):
     state = load(tmp_path / 'iter_1.pth')['state_dict']
     bound = (6 / (3 * 16 * 16 + 64)) ** 0.5 / 8
     for block in range(6):
-        tokens = state[f'backbone.prompts.tokens.{block}']
+        tokens = state[f'backbone.tuned.prompts.tokens.{block}']
         assert (tokens.abs().amax(dim=1) > bound).all()  # no longer Xavier's
         assert len(tokens.unique(dim=0)) == len(tokens)
 

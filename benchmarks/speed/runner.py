@@ -32,7 +32,11 @@ from .workload import Workload
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 DATA_CONFIG = CONFIGS / 'davpt_upernet_miniscenes.py'
-EXCHANGED = [CONFIGS / f'{name}_upernet_ade20k.py' for name in ('davpt', 'davpt_plus', 'full')]
+EXCHANGED = [
+    CONFIGS / 'davpt_upernet_ade20k.py',
+    CONFIGS / 'davpt-gated-plus_vit-b16_upernet_160k_ade20k-512x512.py',
+    CONFIGS / 'full_vit-b16_upernet_160k_ade20k-512x512.py',
+]
 STEP_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 GPUS = (8, 64, 512)
 PROFILED = ['VPT-Deep tokens, M=100', 'VPT-Deep k/v, M=100', 'DA-VPT', 'full tuning']

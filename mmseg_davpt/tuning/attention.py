@@ -137,7 +137,9 @@ class TunedAttention(nn.Module):
         return torch.cat([x[:, :, :prefix], patches], dim=2)
 
     def _project_to(self, x: Tensor, space: str) -> Tensor:
-        return self.project(x, {'query': 'q', 'key': 'k'}[space])
+        weight = self.proj.weight
+        dtype = weight.dtype if isinstance(weight, Tensor) else x.dtype  # a quantised layer takes what it gets
+        return self.project(x.to(dtype), {'query': 'q', 'key': 'k'}[space]).to(x.dtype)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,14 @@ def is_head(name: str) -> bool:
     return _HEADS.match(name) is not None
 
 
+# Tuning methods in a checkpoint of this project that change what the trunk computes; prompts are additional tokens. The
+# second line holds the names of version 0.1.
+_TUNED = re.compile(
+    r'(backbone\.)?(tuned\.(?!prompts\.|shallow_prompts\.)'
+    r'|(biases|lora|adapters)\.)'
+)
+
+
 def find_encoder(checkpoint: Any, trunk: nn.Module) -> Encoder:
     """Select the encoder's tensors in a checkpoint and rename them.
 
@@ -84,12 +92,12 @@ def find_encoder(checkpoint: Any, trunk: nn.Module) -> Encoder:
     """
     encoder = _select_entry(checkpoint)
     encoder.state = _require_same_count(clean_state_dict(encoder.state), encoder.state)
-    tuned_names = [name for name in encoder.state if re.match(r'(backbone\.)?(biases|lora|adapters)\.', name)]
+    tuned_names = [name for name in encoder.state if _TUNED.match(name)]
     if tuned_names:
         raise WeightsError(
             f'a checkpoint of mmseg_davpt with more trained parameters than prompts ({tuned_names[0]} ...): its trunk '
-            'alone is not what was trained. Merge biases and LoRA: torch.save(model.backbone.merged_trunk(), FILE), '
-            'then pretrained=FILE; adapters cannot be merged'
+            'alone is not what was trained. Merge what can be merged (biases, LoRA, ...): '
+            'torch.save(model.backbone.merged_trunk(), FILE), then pretrained=FILE; adapters cannot be merged'
         )
     prefix = next((prefix for prefix in _ENCODERS if any(name.startswith(prefix) for name in encoder.state)), '')
     if prefix == 'visual.':  # timm's filters expect this prefix, so the names keep it

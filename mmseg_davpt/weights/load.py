@@ -202,7 +202,7 @@ def _group_names(names: Collection[str], trunk_names: Collection[str]) -> str:
     modules = {name.split('.')[0] for name in trunk_names}
     groups: dict[str, list[str]] = {}
     for name in names:
-        match = re.match(r'((backbone|visual)\.)?[^./]+', name)
+        match = re.match(r'((backbone|visual)\.)?(tuned\.)?[^./]+', name)
         module = name if match is None else match[0]
         groups.setdefault(re.sub(r'\.\d+\.', '.*.', name) if module in modules else module, []).append(name)
     texts = [

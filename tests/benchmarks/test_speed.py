@@ -160,7 +160,8 @@ def test_davpt_is_vpt_with_the_segmentor_s_guidance():
 
 def test_gated_guidance_is_that_of_the_configs():
     cfg = load_config(Path(__file__).parents[2] / 'configs' / 'davpt_upernet_ade20k.py').model.guidance
-    expected, actual = MODELS.build(cfg), MetricGuidance(cfg.num_classes, **GUIDANCE['gated'])
+    sizes = dict(num_classes=cfg.num_classes, prompt_counts=[20], embed_dims=DIMS)
+    expected, actual = MODELS.build({**cfg, **sizes}), MetricGuidance(**GUIDANCE['gated'], **sizes)
     for option in (
         'blocks',
         'weight_patch',
@@ -304,7 +305,8 @@ def test_memory_of_a_known_size_is_measured():
 
 def test_exchange_by_hand():
     assert benchmark.ring_seconds(1e9, 8, 25e9) == pytest.approx(2 * 7 / 8 / 25)
-    davpt, full = (benchmark.exchanged_bytes(f'configs/{name}_upernet_ade20k.py') for name in ('davpt', 'full'))
+    names = 'davpt_upernet_ade20k', 'full_vit-b16_upernet_160k_ade20k-512x512'
+    davpt, full = (benchmark.exchanged_bytes(f'configs/{name}.py') for name in names)
     assert davpt['trunk'] == 4 * 12 * (20 * 768 + 1)  # prompts and a gate
     assert davpt['statistics'] == 4 * 150 * (768 + 1)
     assert full['statistics'] == 0
@@ -319,9 +321,9 @@ def test_refreshes_start_from_nothing_or_from_the_last_one(first, monkeypatch):
     """The clustering gets no assignment, or the one of means that have moved a little since."""
     seen, assign_classes = [], assignment.assign_classes
 
-    def record(*args):
+    def record(*args, **options):
         seen.append([np.copy(argument) for argument in args])  # the arguments are views of the buffers
-        return assign_classes(*args)
+        return assign_classes(*args, **options)
 
     monkeypatch.setattr(assignment, 'assign_classes', record)
     refresh = refresh_case(60, DIMS, first)

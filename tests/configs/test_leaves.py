@@ -162,7 +162,7 @@ def test_optimizer_gives_prompts_their_own_rate():
     by_id = {id(parameter): group for group in groups for parameter in group['params']}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in by_id) == parameter.requires_grad, name
-        if name.startswith('backbone.prompts'):
+        if name.startswith('backbone.tuned.prompts'):
             assert by_id[id(parameter)]['lr'] == pytest.approx(2e-3)
         if name.startswith('backbone.'):
             assert id(parameter) not in by_id or by_id[id(parameter)]['weight_decay'] == 0

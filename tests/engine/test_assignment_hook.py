@@ -145,7 +145,7 @@ class TestLoadFrom:
         """The prompt of classes 0 and 1 alone starts as the mean of their means."""
 
         def drop(state):
-            for name in [name for name in state if name.startswith('backbone.prompts.')]:
+            for name in [name for name in state if name.startswith('backbone.tuned.prompts.')]:
                 del state[name]
             state['guidance.assignments.0.assignment'].copy_(torch.tensor([2, 2, 0, 0, 0]))
 
@@ -153,7 +153,7 @@ class TestLoadFrom:
         hook, _, _ = train(tmp_path, load_from=path)
         for name, value in state_of(path).items():
             assert torch.equal(hook.state[name], value), name
-        tokens = hook.state[f'backbone.prompts.tokens.{DEPTH - 1}']
+        tokens = hook.state[f'backbone.tuned.prompts.tokens.{DEPTH - 1}']
         bound = (6 / (3 * 16 * 16 + 64)) ** 0.5 / 8  # of Xavier's start
         assert (tokens[[0, 2]].abs().amax(dim=1) > bound).all()
         assert (tokens[1].abs() <= bound).all()  # no class: its random start

@@ -119,7 +119,7 @@ class TestMask2Former:
         cfg = self.config(tmp_path)
         assert cfg.model.decode_head.type == 'Mask2FormerHead'
         assert cfg.model.backbone.type == 'PromptedViT'
-        assert cfg.optim_wrapper.paramwise_cfg.custom_keys['backbone.prompts'].lr_mult == 10.0
+        assert cfg.optim_wrapper.paramwise_cfg.custom_keys['backbone.tuned'].lr_mult == 10.0
 
     def test_without_mmdet(self, monkeypatch, tmp_path):
         self.found(monkeypatch, mmdet=None, _ext=ModuleSpec('mmcv._ext', loader=object()))

@@ -176,7 +176,7 @@ class TestTuning:
             if has:
                 model = build(arch, tuning=dict(bias=(part,)))
                 assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-                    f'biases.{block}.{part}' for block in range(DEPTH)
+                    f'tuned.bias.offsets.{block}.{part}' for block in range(DEPTH)
                 }
             else:
                 with pytest.raises(ValueError, match=f"bias='{part}' matches no parameter"):
@@ -195,7 +195,7 @@ def test_split_biases_merge(small, family):
     """timm's model with the merged biases gives the maps of the tuned model."""
     arch = family.archs[0]
     model = build(arch, tuning=dict(prompts=False, bias=('q', 'v'))).double().eval()
-    assert all(offset.abs().max() > 0 for offset in model.biases.parameters())
+    assert all(offset.abs().max() > 0 for offset in model.tuned['bias'].parameters())
     trunk = reference(small, model)
     merged = model.merged_trunk()
     if isinstance(trunk.norm, nn.Identity) or trunk.norm is trunk.fc_norm:

@@ -151,9 +151,12 @@ class TestCheckpointsOfThisProject:
         for name, tensor in model.trunk.state_dict().items():
             assert torch.equal(trunk.state_dict()[name], tensor)
         assert 'backbone.trunk.*' in line
-        assert 'skipped: backbone.prompts (6 tensors), decode_head.conv_seg.weight.' in line
+        assert 'skipped: backbone.tuned.prompts (7 tensors), decode_head.conv_seg.weight.' in line
 
-    @pytest.mark.parametrize(('tuning', 'part'), [('lora', r'lora\.0\.q'), ('adaptformer', r'adapters\.0\.down')])
+    @pytest.mark.parametrize(
+        ('tuning', 'part'),
+        [('lora', r'tuned\.lora\.layers\.0\.q'), ('adaptformer', r'tuned\.adaptformer\.branches\.0\.down')],
+    )
     def test_lora_and_adapters_are_not_lost(self, tmp_path, tuning, part):
         _, path = self.checkpoint(tmp_path / 'w.pth', tuning)
         with pytest.raises(WeightsError, match=rf'backbone\.{part}.*not what was trained'):
@@ -162,13 +165,13 @@ class TestCheckpointsOfThisProject:
     def test_split_biases_are_merged_first(self, tmp_path):
         """A trunk without its tuned biases is not what was trained; merged, it is."""
         model, path = self.checkpoint(tmp_path / 'w.pth', 'davpt_plus')
-        with pytest.raises(WeightsError, match=r'backbone\.biases\.0\.k.*merged_trunk\(\)'):
+        with pytest.raises(WeightsError, match=r'backbone\.tuned\.bias\.offsets\.0\.k.*merged_trunk\(\)'):
             load_trunk_weights(build_trunk('test_vit'), 'test_vit', path)
         merged = model.merged_trunk()
         torch.save(merged, tmp_path / 'merged.pth')
         trunk = build_trunk('test_vit')
         load_trunk_weights(trunk, 'test_vit', str(tmp_path / 'merged.pth'))
-        offsets = model.biases['3']
+        offsets = model.tuned['bias'].offsets['3']
         bias = model.trunk.blocks[3].attn.qkv.bias + torch.cat([torch.zeros(64), offsets['k'], offsets['v']])
         assert torch.equal(trunk.blocks[3].attn.qkv.bias, bias)
         assert not torch.equal(bias, model.trunk.blocks[3].attn.qkv.bias)
