@@ -33,6 +33,6 @@ def shrink(model):
     backbone = model.backbone
     backbone.update(arch='test_vit', pretrained=False, allow_random=True, img_size=None)
     backbone.out_indices = (1, 2, 3, 5)[-len(backbone.get('out_indices', range(4))) :]
-    if isinstance(backbone.get('prompts', {}).get('num'), (list, tuple)):
+    if isinstance((backbone.get('prompts') or {}).get('num'), (list, tuple)):
         backbone.prompts.num = backbone.prompts.num[-DEPTH:]
     return model
