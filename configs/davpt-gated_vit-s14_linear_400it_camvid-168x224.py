@@ -1,4 +1,4 @@
-# The base of the comparisons (docs/evidence.md). Each suite sets lr_mult, the learning rate in the backbone.
+# The base of the comparisons (docs/results.md). Each suite sets lr_mult, the learning rate in the backbone.
 _base_ = [
     './_base_/models/davpt-gated_linear_vit-s14.py',
     './_base_/datasets/camvid_168x224.py',

@@ -11,7 +11,7 @@ _base_ = [
 # prompt and pushes those of other classes away.
 #
 # Gate, prototype start, query-key pairing and centering are additions of this project, chosen on CamVid
-# (docs/evidence.md). The paper's settings are in configs/paper.
+# (docs/results.md). The paper's settings are in configs/paper.
 #
 # A config names its bases and the values that it changes. A config with 50 prompts per block would be:
 #   _base_ = './davpt_upernet_ade20k.py'

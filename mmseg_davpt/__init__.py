@@ -1,4 +1,4 @@
-"""DA-VPT for MMSegmentation: a frozen pretrained ViT, a few guided prompts a block, any mmseg head."""
+"""DA-VPT for MMSegmentation: a frozen pretrained ViT, a few guided prompts per block, any mmseg head."""
 
 from . import compat
 

@@ -220,7 +220,7 @@ def test_runner_keeps_the_trunk_equal_to_the_file(tiny_config, tmp_path):
 def test_param_report():
     printed = tool('param_report', ROOT / 'configs/davpt-gated-plus_vit-b16_upernet_160k_ade20k-512x512.py')
     assert re.search(r'prompts +184,332', printed)  # 12 * 20 * 768, 12 gates
-    assert re.search(r'biases +18,432', printed)  # 12 * 2 * 768
+    assert re.search(r'bias +18,432', printed)  # 12 * 2 * 768
 
 
 class TestDistributed:

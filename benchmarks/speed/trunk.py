@@ -26,7 +26,12 @@ from .workload import TINY, Workload, light_head, samples, shape
 
 
 def prompted(
-    workload: Workload, num: int = 20, late: bool = False, gate: bool = False, **options: object
+    workload: Workload,
+    num: int = 20,
+    late: bool = False,
+    gate: bool = False,
+    prompts: bool = True,
+    **options: object,
 ) -> PromptedViT:
     """The backbone of this project; ``late``: prompts in the last third of the blocks only; ``gate``: gated prompts."""
     blocks = tuple(range(workload.depth - workload.depth // 3, workload.depth)) if late else 'all'
@@ -36,7 +41,7 @@ def prompted(
         allow_random=True,
         img_size=workload.side * workload.patch,
         out_indices=workload.activations,
-        prompts=dict(num=num, blocks=blocks, gate=gate),
+        prompts=dict(num=num, blocks=blocks, gate=gate) if prompts else None,
         **options,
     )
 
@@ -108,7 +113,7 @@ class PromptTokens(nn.Module):
 
 def concatenated(workload: Workload, num: int) -> PromptTokens:
     """Prompts as tokens of the same trunk."""
-    model = prompted(workload, tuning='frozen')
+    model = prompted(workload, tuning='frozen', prompts=False)
     return PromptTokens(model, model.trunk.blocks, num, workload.dims)
 
 
@@ -129,7 +134,7 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
     'timm trunk, inference': (TimmTrunk, {}, 'inference'),
     '20 prompts, inference': (prompted, dict(tuning='vpt_deep'), 'inference'),
     '20 gated prompts, inference': (prompted, dict(tuning='vpt_deep', gate=True), 'inference'),
-    'head only': (prompted, dict(tuning='frozen'), 'step'),
+    'head only': (prompted, dict(tuning='frozen', prompts=False), 'step'),
     'VPT-Deep tokens, M=20': (concatenated, dict(num=20), 'step'),
     'VPT-Deep tokens, M=100': (concatenated, dict(num=100), 'step'),
     'VPT-Deep k/v, M=10': (prompted, dict(tuning='vpt_deep', num=10), 'step'),
@@ -140,8 +145,8 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
     'DA-VPT': (prompted, dict(tuning='davpt'), 'paper'),
     'gated DA-VPT': (prompted, dict(tuning='davpt', gate=True), 'gated'),
     'DA-VPT+': (prompted, dict(tuning='davpt_plus'), 'paper'),
-    'LoRA': (prompted, dict(tuning='lora'), 'step'),
-    'full tuning': (prompted, dict(tuning='full'), 'step'),
+    'LoRA': (prompted, dict(tuning='lora', prompts=False), 'step'),
+    'full tuning': (prompted, dict(tuning='full', prompts=False), 'step'),
     'mmseg ViT, frozen': (stock, {}, 'step'),
     'mmseg ViT, full': (stock, dict(full=True), 'step'),
     'mmseg ViT, tokens, M=20': (stock_prompted, {}, 'step'),

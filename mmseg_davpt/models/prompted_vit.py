@@ -252,7 +252,8 @@ _RENAMED = {
 
 def _prepare_state(module: PromptedViT, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Before a state dict is loaded: read old names, and note whether it holds the whole trunk."""
-    for old, new in _RENAMED.items():
+    shallow = {'prompts.': 'tuned.shallow_prompts.'} if 'shallow_prompts' in module.tuned else {}
+    for old, new in {**_RENAMED, **shallow}.items():
         for name in [name for name in state if name.startswith(prefix + old)]:
             state[prefix + new + name.removeprefix(prefix + old)] = state.pop(name)
     tokens, flag = f'{prefix}tuned.prompts.tokens.', f'{prefix}tuned.prompts.initialised'

@@ -13,7 +13,7 @@ from mmengine.runner import IterBasedTrainLoop
 from mmseg.registry import MODELS
 
 from benchmarks.compare import PairedHeadsHook, config_hash, format_table, load_suite, plot, run_cell, summarise
-from mmseg_davpt.engine import attention_mass
+from mmseg_davpt.reports import attention_mass
 
 
 def row(method, seed, miou, **extra):

@@ -102,10 +102,7 @@ def test_config_is_named_as_in_mmseg(path):
     method, trunk, head, schedule, data = path.stem.split('_')
     cfg = load_config(path)
     tuning = cfg.model.backbone.tuning
-    name = dict(frozen='head', vpt_deep='vpt').get(tuning, tuning.replace('_', '-'))
-    if cfg.model.backbone.prompts.get('gate') and 'gated' not in name:
-        name = name.replace('davpt', 'davpt-gated')
-    assert method == name
+    assert method == dict(frozen='head', vpt_deep='vpt').get(tuning, tuning.replace('_', '-'))
     size, patch = re.fullmatch(r'vit-([sbl])(\d+)', trunk).groups()
     assert re.match(rf'vit_{dict(s="small", b="base", l="large")[size]}_patch{patch}_', cfg.model.backbone.arch)
     heads = dict(upernet='UPerHead', linear='LinearBNHead', fcn='FCNHead', segmenter='SegmenterMaskTransformerHead')

@@ -55,3 +55,11 @@ def test_a_key_of_the_user_comes_first():
     found = groups('adamw_160k', 'lora', custom_keys={'backbone': dict(lr_mult=3.0, decay_mult=1.0)})
     group = found['backbone.tuned.lora.layers.0.q.lora_A.default.weight']
     assert (group['lr'], group['weight_decay']) == (pytest.approx(6e-4), pytest.approx(0.01))
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('full_*.py')), ids=lambda path: path.stem)
+def test_shipped_full_tuning_has_the_rate_of_mmseg(path):
+    cfg = Config.fromfile(path)
+    model = MODELS.build(shrink(cfg.model))
+    for group in build_optim_wrapper(model, cfg.optim_wrapper).param_groups:
+        assert group['lr'] == pytest.approx(6e-5)

@@ -179,3 +179,36 @@ def test_bfloat16_autocast_is_close(vit):
     with torch.autocast('cpu', torch.bfloat16):
         low = model(x)[-1]
     assert (low.float() - model(x)[-1]).abs().mean() < 5e-2
+
+
+class TestCheckpointsOfVersion01:
+    """Names from before each method had a folder; written out here as that version wrote them."""
+
+    @pytest.mark.parametrize(
+        ('tuning', 'renamed'),
+        [
+            ('davpt_plus', {'tuned.prompts.': 'prompts.', 'tuned.bias.offsets.': 'biases.'}),
+            ('vpt_shallow', {'tuned.shallow_prompts.': 'prompts.'}),
+            ('lora', {'tuned.lora.layers.': 'lora.'}),
+            ('adaptformer', {'tuned.adaptformer.branches.': 'adapters.'}),
+        ],
+    )
+    def test_old_names_load_strictly(self, vit, tuning, renamed):
+        model, fresh = vit(tuning=tuning), vit(tuning=tuning)
+        state = {}
+        for name, tensor in model.state_dict().items():
+            for new, old in renamed.items():
+                name = name.replace(new, old)
+            if not name.endswith('initialised'):  # a buffer that version 0.1 did not have
+                state[name] = tensor
+        assert not any(name.startswith('tuned') for name in state)
+        fresh.load_state_dict(state)
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in fresh.state_dict().items())
+
+    def test_prompts_of_an_old_checkpoint_are_initialised(self, vit):
+        model = vit(tuning='davpt_gated', prompts=dict(num=2))
+        state = {name.replace('tuned.prompts.', 'prompts.'): tensor for name, tensor in model.state_dict().items()}
+        del state['prompts.initialised']
+        model.load_state_dict(state)
+        assert model.prompts_initialised
+        model.train()(torch.randn(1, 3, 32, 32))

@@ -52,7 +52,8 @@ def test_weight_zero_is_vpt_deep_bit_for_bit(guidance):
     reference = MODELS.build(
         dict({k: v for k, v in segmentor_cfg(C).items() if k != 'guidance'}, type='EncoderDecoder')
     )
-    model = build(guidance=guidance, tuning='davpt' if guidance else 'vpt_deep')
+    tuning = 'davpt' if guidance else 'vpt_deep'
+    model = build(guidance=guidance, tuning=tuning, prompts=dict(num=3))
     reference.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith('guidance')})
     losses, state = step(model, data)
     expected_losses, expected = step(reference.train(), data)
