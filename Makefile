@@ -7,14 +7,14 @@ WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 
 STACKLESS := datasets/test_download weights/test_fetch weights/test_convert guidance/test_guidance_functions datasets/test_prepare
 
-.PHONY: train test test-upstream lint format clean
+.PHONY: train test test-upstream lint types format clean
 
 train: .venv/installed $(WEIGHTS)
 	$(BIN)/python tools/train.py $(CONFIG)
 	$(BIN)/python tools/test.py $(CONFIG) $$(cat $(RUN)/last_checkpoint)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --cov=mmseg_davpt --cov-report=term:skip-covered
 
 # The same tests on upstream's mmsegmentation 1.2.2, but for those that meet nothing of OpenMMLab.
 test-upstream: .venv-upstream/installed
@@ -23,6 +23,9 @@ test-upstream: .venv-upstream/installed
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev
+	$(BIN)/mypy
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .

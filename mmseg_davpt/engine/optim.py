@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -38,17 +39,17 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Frozen modules are skipped without mmengine's warning per parameter.
     """
 
-    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs: object) -> None:
+    def add_params(self, params: list[dict[str, Any]], module: nn.Module, prefix: str = '', **kwargs: object) -> None:
         """Add the parameter groups of a module, unless all of it is frozen."""
         if isinstance(module, PromptedViT):
             self._add_tuned(params, module, prefix)
         elif any(parameter.requires_grad for parameter in module.parameters()):
             super().add_params(params, module, prefix, **kwargs)
 
-    def _add_tuned(self, params: list[dict], backbone: PromptedViT, prefix: str) -> None:
+    def _add_tuned(self, params: list[dict[str, Any]], backbone: PromptedViT, prefix: str) -> None:
         """One group per method and pair of learning rate and decay."""
         keys = sorted(self.paramwise_cfg.get('custom_keys', {}), key=len, reverse=True)
-        groups: dict[tuple, dict] = {}
+        groups: dict[tuple[str, float, float], dict[str, Any]] = {}
         for name, method, parameter in backbone.trainable_parameters():
             names = f'{prefix}.{name}', f'{prefix}.tuned.{method}.'
             key = next((key for key in keys if any(key in name for name in names)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmcv.cnn import build_norm_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
@@ -22,7 +23,11 @@ class LinearBNHead(BaseDecodeHead):
     """
 
     def __init__(
-        self, in_channels: Sequence[int], in_index: Sequence[int], norm_cfg: Mapping = dict(type='BN'), **kwargs: object
+        self,
+        in_channels: Sequence[int],
+        in_index: Sequence[int],
+        norm_cfg: Mapping[str, Any] = dict(type='BN'),
+        **kwargs: object,
     ) -> None:
         super().__init__(
             in_channels=in_channels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from ..tuning import (
     BlockActivations,
     DeepPrompts,
     ShallowPrompts,
+    TuningMethod,
     build_methods,
     resolve_tuning,
     train_tuned_modules,
@@ -61,13 +63,13 @@ class PromptedViT(BaseModule):
         pretrained: bool | str = True,
         img_size: int | tuple[int, int] | None = None,
         out_indices: Sequence[int] = (2, 5, 8, 11),
-        prompts: Mapping | None = None,
+        prompts: Mapping[str, Any] | None = None,
         norm_outputs: bool = True,
-        tuning: str | Mapping = 'vpt_deep',
+        tuning: str | Mapping[str, Any] = 'vpt_deep',
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
         allow_random: bool = False,
-        init_cfg: Mapping | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         if init_cfg is not None and init_cfg.get('type') == 'Pretrained':
             if isinstance(pretrained, str):
@@ -96,6 +98,11 @@ class PromptedViT(BaseModule):
         self.tuned = build_methods(plan, self.trunk, self.depth, norm_outputs)
         for index in range(self.depth if with_cp else 0):
             tune_block(self.trunk, index).with_cp = True
+
+    @property
+    def _methods(self) -> dict[str, TuningMethod]:
+        """``tuned`` with the class of its values, which torch types as ``Module``."""
+        return {name: cast(TuningMethod, method) for name, method in self.tuned.items()}
 
     @property
     def prompts(self) -> DeepPrompts | ShallowPrompts | None:
@@ -179,7 +186,7 @@ class PromptedViT(BaseModule):
     def without_tuning(self) -> Iterator[None]:
         """While open, the trunk runs as if it had no tuning methods; what they train in place keeps its values."""
         with ExitStack() as stack:
-            for method in self.tuned.values():
+            for method in self._methods.values():
                 stack.enter_context(method.disabled())
             yield
 
@@ -195,7 +202,7 @@ class PromptedViT(BaseModule):
             unused = () if self.norm_outputs else ('norm.weight', 'norm.bias')
             print_log(load_trunk_weights(self.trunk, self.arch, self.pretrained, unused), logger='current')
             self._weights_loaded = True
-            for method in self.tuned.values():
+            for method in self._methods.values():
                 method.trunk_loaded()
 
     def require_weights(self) -> None:
@@ -223,7 +230,7 @@ class PromptedViT(BaseModule):
         A parameter of the trunk that several methods train in place belongs to the first of them.
         """
         trunk = dict(self.trunk.named_parameters())
-        for name, method in self.tuned.items():
+        for name, method in self._methods.items():
             yield from ((f'tuned.{name}.{key}', name, parameter) for key, parameter in method.named_parameters())
             for key in sorted(method.trunk_parameters([key for key in trunk if trunk[key].requires_grad])):
                 yield f'trunk.{key}', name, trunk.pop(key)
@@ -236,7 +243,7 @@ class PromptedViT(BaseModule):
             ValueError: A method cannot be merged; the message says why.
         """
         state = {name: tensor.clone() for name, tensor in self.trunk.state_dict().items()}
-        for method in self.tuned.values():
+        for method in self._methods.values():
             method.merge(state)
         return state
 
@@ -264,7 +271,7 @@ def _prepare_state(module: PromptedViT, state: dict[str, Tensor], prefix: str, *
         module._weights_loaded = True
 
 
-def _crop_to_image(x: Tensor, image: tuple[int, int], patch: tuple[int, int]) -> Tensor:
+def _crop_to_image(x: Tensor, image: torch.Size, patch: tuple[int, int]) -> Tensor:
     """Undo padding: resample a map ``(B, D, h, w)`` of whole patches so that its cells cover exactly the image.
 
     Heads stretch a map over the image, so a map that also covers padding would shift everything.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmseg.registry import MODELS
@@ -11,7 +12,7 @@ from torch import nn
 HEADS = ('neck', 'heads', 'other')
 
 
-def build_shapes(model: Mapping) -> nn.Module:
+def build_shapes(model: Mapping[str, Any]) -> nn.Module:
     """Build a model from its config for its shapes alone: on the meta device, without memory or random numbers.
 
     Args:
@@ -34,7 +35,7 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
         Part -> (trainable, all). The parts are the tuning methods of the backbone by name (with the parameters of the
         trunk that a method trains in place), ``frozen trunk`` for the rest of the backbone, then :data:`HEADS`.
     """
-    backbone = model.backbone
+    backbone: Any = model.backbone
     methods: dict[int, str] = {}
     if hasattr(backbone, 'trainable_parameters'):
         methods = {id(parameter): method for _, method, parameter in backbone.trainable_parameters()}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..models import PromptedEncoderDecoder
-from ..tuning import GatedPrompts, TunedBlock
+from ..tuning import DeepPrompts, GatedPrompts, TunedBlock
 
 
 @torch.no_grad()
@@ -40,7 +41,9 @@ def attention_to_prompts(block: TunedBlock, x: Tensor, rope: Tensor | None, bias
 
 
 @torch.no_grad()
-def attention_mass(model: PromptedEncoderDecoder, batches: Iterable[dict], block: int = -1) -> dict[str, float]:
+def attention_mass(
+    model: PromptedEncoderDecoder, batches: Iterable[dict[str, Any]], block: int = -1
+) -> dict[str, float]:
     """Measure a block's attention to its prompts.
 
     Args:
@@ -57,13 +60,13 @@ def attention_mass(model: PromptedEncoderDecoder, batches: Iterable[dict], block
         alike.
     """
     backbone = model.backbone
-    index = sorted(backbone.prompts.blocks)[block]
+    index = sorted(cast(DeepPrompts, backbone.prompts).blocks)[block]
     tuned_block = backbone.trunk.blocks[index]
     table = torch.zeros(model.num_classes, backbone.prompt_counts[index], dtype=torch.float64)
     patches = torch.zeros(model.num_classes, dtype=torch.float64)
-    fractions: Tensor | None = None
+    fractions: Tensor  # of the batch in the forward pass
 
-    def measure(_: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+    def measure(_: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         mass = attention_to_prompts(tuned_block, args[0], kwargs.get('rope'), kwargs.get('shared_rel_pos_bias'))
         table.add_(torch.einsum('bnc,bnm->cm', fractions.double(), mass.double()).cpu())
         patches.add_(fractions.double().sum(dim=(0, 1)).cpu())
@@ -85,7 +88,7 @@ def attention_mass(model: PromptedEncoderDecoder, batches: Iterable[dict], block
 def _assignment(model: PromptedEncoderDecoder, block: int) -> Tensor | None:
     if model.guidance is None or block not in model.guidance.blocks:
         return None
-    return model.guidance.assignments[model.guidance.blocks.index(block)].assignment.cpu()
+    return model.guidance.assignment_of[block].assignment.cpu()
 
 
 def _describe(table: Tensor, patches: Tensor, assignment: Tensor | None) -> dict[str, float]:

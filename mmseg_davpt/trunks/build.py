@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeAlias
 
 import timm
 from timm.layers.attention import Attention, AttentionRope
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import beit, eva, vision_transformer
 from torch import nn
+
+# A trunk of build_trunk. torch types every attribute of a module as Tensor | Module, and the supported classes of timm
+# have no common base that declares blocks, patch_embed, embed_dim and the rest.
+Trunk: TypeAlias = Any
 
 # Class of trunk -> its block and attention classes. All are pre-norm, with full attention over one sequence of tokens.
 SUPPORTED: dict[type[nn.Module], tuple[type[nn.Module], tuple[type[nn.Module], ...]]] = {
@@ -20,7 +24,7 @@ SUPPORTED: dict[type[nn.Module], tuple[type[nn.Module], tuple[type[nn.Module], .
 }
 
 
-def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_path_rate: float = 0.0) -> nn.Module:
+def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_path_rate: float = 0.0) -> Trunk:
     """Build a timm ViT without its classifier, with random weights.
 
     Some timm models have a norm after the pooling of tokens (``fc_norm``) and none before. A trunk does not pool: that
@@ -47,7 +51,7 @@ def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_p
     if timm.models.model_entrypoint(name).__module__ != beit.__name__:
         options |= dict(dynamic_img_size=True, dynamic_img_pad=True)
     try:
-        trunk: Any = timm.create_model(arch, num_classes=0, drop_path_rate=drop_path_rate, **options)
+        trunk: Trunk = timm.create_model(arch, num_classes=0, drop_path_rate=drop_path_rate, **options)
     except TypeError:  # other kinds of models do not have these options
         trunk = timm.create_model(arch)
     if reason := _why_unsupported(trunk):
@@ -61,7 +65,7 @@ def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_p
     return trunk
 
 
-def _why_unsupported(trunk: Any) -> str | None:
+def _why_unsupported(trunk: Trunk) -> str | None:
     """Return why prompts as keys and values would give wrong features, or ``None`` where they are correct."""
     kind = next((kind for kind in SUPPORTED if isinstance(trunk, kind)), None)
     if kind is None:
@@ -79,9 +83,9 @@ def _why_unsupported(trunk: Any) -> str | None:
     return None
 
 
-def pixel_statistics(trunk: nn.Module) -> tuple[list[float], list[float]]:
+def pixel_statistics(trunk: Trunk) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of the images in pre-training, RGB, in pixel values (0 to 255)."""
-    cfg: Any = trunk.pretrained_cfg
+    cfg = trunk.pretrained_cfg
     return [255 * value for value in cfg['mean']], [255 * value for value in cfg['std']]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..trunks import Trunk
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_block
 
@@ -27,21 +30,20 @@ class AdaptFormer(TuningMethod):
 
     presets = {'adaptformer': Preset(dict(adaptformer={}))}
 
-    def __init__(self, trunk: nn.Module, depth: int, dim: int = 64, scale: float = 0.1) -> None:
+    def __init__(self, trunk: Trunk, depth: int, dim: int = 64, scale: float = 0.1) -> None:
         super().__init__(trunk, depth)
         if dim < 1:
             raise ValueError(f'{type(self).__name__}: dim={dim}: expected a width >= 1')
         self.scale = scale
-        self.branches = nn.ModuleDict()
+        self.branches: Any = nn.ModuleDict()  # block -> nn.ModuleDict of down and up
         for index in range(depth):
-            self.branches[str(index)] = branch = nn.ModuleDict(
-                dict(down=nn.Linear(self.width, dim), up=nn.Linear(dim, self.width))
-            )
-            nn.init.kaiming_uniform_(branch['down'].weight, a=5**0.5)
-            for parameter in (branch['down'].bias, branch['up'].weight, branch['up'].bias):
+            down, up = nn.Linear(self.width, dim), nn.Linear(dim, self.width)
+            nn.init.kaiming_uniform_(down.weight, a=5**0.5)
+            for parameter in (down.bias, up.weight, up.bias):
                 nn.init.zeros_(parameter)
+            self.branches[str(index)] = nn.ModuleDict(dict(down=down, up=up))
 
-    def attach(self, trunk: nn.Module) -> None:
+    def attach(self, trunk: Trunk) -> None:
         """Add the branches."""
         for index in range(self.depth):
             tune_block(trunk, index).methods.append(self)

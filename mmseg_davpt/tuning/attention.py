@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import apply_rot_embed_cat
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models import beit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -49,6 +49,16 @@ class TunedAttention(nn.Module):
         recorder: Block -> activations, filled by a forward pass inside of ``PromptedViT.record``; otherwise ``None``.
     """
 
+    # Adopted from timm's attention.
+    num_heads: int
+    scale: float
+    fused_attn: bool
+    attn_drop: nn.Dropout
+    proj: nn.Linear
+    proj_drop: nn.Dropout
+    gate: nn.Module  # in few kinds only; it may be None
+    num_prefix_tokens: int  # with rotary codes only
+
     def __init__(self, attn: nn.Module, index: int, num_prefix_tokens: int) -> None:
         super().__init__()
         adopt(self, attn)
@@ -80,8 +90,8 @@ class TunedAttention(nn.Module):
         out = out.transpose(1, 2).flatten(2)
         if self.recorder is not None:
             prompts = x.new_empty(0, x.shape[-1]) if joined is None else joined.tokens
-            tokens = (t[:, self.prefix_length :] for t in (out, x))
-            self.recorder[self.index] = BlockActivations(*tokens, prompts, self._project_to)
+            attn_out, tokens = (t[:, self.prefix_length :] for t in (out, x))
+            self.recorder[self.index] = BlockActivations(attn_out, tokens, prompts, self._project_to)
         out = self._norm('norm', out)
         if getattr(self, 'gate', None) is not None:
             out = out * self.gate(x).sigmoid()
@@ -118,7 +128,7 @@ class TunedAttention(nn.Module):
         """BEiT's relative position bias, ``(1, H, T + N, T + N)``: of this block, shared by the blocks, or both."""
         if getattr(self, 'relative_position_bias_table', None) is None:
             return shared
-        bias = beit.Attention._get_rel_pos_bias(self)
+        bias = beit.Attention._get_rel_pos_bias(self)  # type: ignore[arg-type]  # self has adopted what it reads
         return bias if shared is None else bias + shared
 
     def split_heads(self, x: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmengine.registry import Registry
 from torch import Tensor, nn
+
+from ..trunks import Trunk
 
 if TYPE_CHECKING:
     from .attention import JoinedPrompts
@@ -26,7 +28,7 @@ class Preset:
         guided: The preset names a method with guidance (DA-VPT): the segmentor refuses to train it without.
     """
 
-    methods: Mapping[str, Mapping]
+    methods: Mapping[str, Mapping[str, Any]]
     guided: bool = False
 
 
@@ -54,13 +56,13 @@ class TuningMethod(nn.Module):
     main_option: ClassVar[str | None] = None
     order: ClassVar[int] = 0
 
-    def __init__(self, trunk: nn.Module, depth: int) -> None:
+    def __init__(self, trunk: Trunk, depth: int) -> None:
         super().__init__()
         self.depth = depth
         self.width: int = trunk.embed_dim
         self.active = True
 
-    def attach(self, trunk: nn.Module) -> None:
+    def attach(self, trunk: Trunk) -> None:
         """Add the method to the blocks of the trunk. Nothing to do for a method that trains the trunk's parameters."""
 
     def trunk_parameters(self, used: Collection[str]) -> set[str]:

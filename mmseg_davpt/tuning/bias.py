@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..trunks import QKV, bias_home
+from ..trunks import QKV, Trunk, bias_home
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_attention
 
@@ -44,33 +45,33 @@ class Bias(TuningMethod):
     main_option = 'layers'
     order = 1
 
-    def __init__(self, trunk: nn.Module, depth: int, layers: str | Sequence[str] = 'all') -> None:
+    def __init__(self, trunk: Trunk, depth: int, layers: str | Sequence[str] = 'all') -> None:
         super().__init__(trunk, depth)
         if isinstance(layers, str) and layers != 'all':
             raise ValueError(f"tuning.bias={layers!r}: expected 'all' or a tuple such as ('k', 'v')")
         self.layers = layers
         targets = [] if layers == 'all' else [target for target in QKV if target in layers]
-        for target in targets:
-            self._require(trunk.blocks[0].attn, target)
-        self._homes = {target: bias_home(trunk.blocks[0].attn, target) for target in targets}
-        self.offsets = nn.ModuleDict()
+        self._homes = {target: self._require_home(trunk.blocks[0].attn, target) for target in targets}
+        self.offsets: Any = nn.ModuleDict()  # block -> nn.ParameterDict, target -> offset
         for index in range(depth if targets else 0):
             self.offsets[str(index)] = offsets = nn.ParameterDict()
             for target in targets:
                 offsets[target] = nn.Parameter(torch.zeros(self.width))
 
     @staticmethod
-    def _require(attn: nn.Module, target: str) -> None:
-        """A bias that the trunk does not have is not added: it could not be merged."""
-        if bias_home(attn, target) is None:
+    def _require_home(attn: nn.Module, target: str) -> tuple[str, slice]:
+        """As ``bias_home``. A bias that the trunk does not have is not added: it could not be merged."""
+        home = bias_home(attn, target)
+        if home is None:
             present = [name for name in QKV if bias_home(attn, name) is not None]
             hint = " (a key bias changes nothing: bias=('v',) does the same)" if target == 'k' and present else ''
             raise ValueError(
                 f'tuning: bias={target!r} matches no parameter: the projections of attention in this trunk have a bias '
                 f'for {", ".join(present) or "none"}{hint}'
             )
+        return home
 
-    def attach(self, trunk: nn.Module) -> None:
+    def attach(self, trunk: Trunk) -> None:
         """Add the offsets to the projections."""
         for index in self.offsets:
             tune_attention(trunk, int(index)).methods.append(self)

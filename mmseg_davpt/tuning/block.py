@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..trunks import Trunk
 from .attention import TunedAttention, adopt
 from .base import TuningMethod
 
@@ -44,6 +46,14 @@ class TunedBlock(nn.Module):
         with_cp: Recompute the block in the backward pass (non-reentrant checkpointing).
     """
 
+    # Adopted from timm's block.
+    norm1: nn.Module
+    attn: Any  # timm's attention, or a TunedAttention where a method acts on it
+    drop_path1: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    drop_path2: nn.Module
+
     def __init__(self, block: nn.Module, index: int) -> None:
         super().__init__()
         adopt(self, block)
@@ -58,7 +68,7 @@ class TunedBlock(nn.Module):
             return checkpoint(self._run, x, grid, kwargs, use_reentrant=False)
         return self._run(x, grid, kwargs)
 
-    def _run(self, x: Tensor, grid: tuple[int, int] | None, kwargs: dict) -> Tensor:
+    def _run(self, x: Tensor, grid: tuple[int, int] | None, kwargs: dict[str, Any]) -> Tensor:
         methods = [method for method in self.methods if method.active]
         z = self.norm1(x)
         joined = next((prompts for method in methods if (prompts := method.join(self)) is not None), None)
@@ -84,14 +94,14 @@ class TunedBlock(nn.Module):
         return x if gamma is None else gamma * x
 
 
-def tune_block(trunk: nn.Module, index: int) -> TunedBlock:
+def tune_block(trunk: Trunk, index: int) -> TunedBlock:
     """The block of that index, replaced by a :class:`TunedBlock` at the first call."""
     if not isinstance(trunk.blocks[index], TunedBlock):
         trunk.blocks[index] = TunedBlock(trunk.blocks[index], index)
     return trunk.blocks[index]
 
 
-def tune_attention(trunk: nn.Module, index: int) -> TunedAttention:
+def tune_attention(trunk: Trunk, index: int) -> TunedAttention:
     """The attention of the block of that index, replaced by a :class:`TunedAttention` at the first call."""
     block = trunk.blocks[index]
     if not isinstance(block.attn, TunedAttention):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..trunks import resolve_blocks
+from ..trunks import Trunk, resolve_blocks
 from .base import TUNING_METHODS, Preset, TuningMethod
 
 # What timm's trunks hold before their blocks.
@@ -38,7 +38,7 @@ class Blocks(TuningMethod):
     presets = {'full': Preset(dict(blocks={}, stem={}))}
     main_option = 'indices'
 
-    def __init__(self, trunk: nn.Module, depth: int, indices: str | Sequence[int] = 'all') -> None:
+    def __init__(self, trunk: Trunk, depth: int, indices: str | Sequence[int] = 'all') -> None:
         super().__init__(trunk, depth)
         self.indices = resolve_blocks(indices, depth, 'tuning.blocks')
 

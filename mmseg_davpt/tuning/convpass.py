@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
+from ..trunks import Trunk
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_block
 
@@ -26,7 +29,7 @@ class Bypass(nn.Module):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
         nn.init.xavier_uniform_(self.down.weight)
         nn.init.dirac_(self.conv.weight)
-        for parameter in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
+        for parameter in (self.down.bias, cast(Tensor, self.conv.bias), self.up.weight, self.up.bias):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -58,7 +61,7 @@ class ConvPass(TuningMethod):
 
     presets = {'convpass': Preset(dict(convpass={}))}
 
-    def __init__(self, trunk: nn.Module, depth: int, dim: int = 8, scale: float = 1.0) -> None:
+    def __init__(self, trunk: Trunk, depth: int, dim: int = 8, scale: float = 1.0) -> None:
         super().__init__(trunk, depth)
         if dim < 1:
             raise ValueError(f'tuning.convpass: dim={dim}: expected a width >= 1')
@@ -67,15 +70,15 @@ class ConvPass(TuningMethod):
             nn.ModuleDict({str(index): Bypass(self.width, dim) for index in range(depth)}) for _ in range(2)
         )
 
-    def attach(self, trunk: nn.Module) -> None:
+    def attach(self, trunk: Trunk) -> None:
         """Add the branches."""
         for index in range(self.depth):
             tune_block(trunk, index).methods.append(self)
 
-    def attention_branch(self, block: int, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    def attention_branch(self, block: int, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """``scale * Bypass(LN1(x))``."""
         return self.scale * self.attention[str(block)](x, grid)
 
-    def mlp_branch(self, block: int, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    def mlp_branch(self, block: int, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """``scale * Bypass(LN2(x))``."""
         return self.scale * self.mlp[str(block)](x, grid)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .lora import LoRA
@@ -36,7 +37,7 @@ class DoRA(LoRA):
             for layer in layers.values():
                 layer.lora_magnitude_vector['default'].weight.copy_(layer.get_base_layer().weight.norm(dim=1))
 
-    def merged_weight(self, layer: nn.Module, weight: Tensor) -> Tensor:
+    def merged_weight(self, layer: Any, weight: Tensor) -> Tensor:
         """``m V / ||V||``, ``(D, D)``."""
         weight = super().merged_weight(layer, weight)
         magnitude = layer.lora_magnitude_vector['default'].weight

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from ..trunks import QKV, projection, weight_home
+from ..trunks import QKV, Trunk, projection, weight_home
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_attention
 
@@ -18,7 +18,7 @@ class Projection(nn.Linear):
     """One projection of attention as the linear layer that peft adapts.
 
     It has no parameters: its weight and bias are views of the trunk's, which keep timm's names, fused or not. Its
-    output is computed by the attention and passed in.
+    output is computed by the attention and passed in. So it differs from nn.Linear in the types of its members.
     """
 
     def __init__(self, attn: nn.Module, target: str) -> None:
@@ -27,16 +27,16 @@ class Projection(nn.Linear):
         self.out_features, self.in_features = self.weight.shape
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """``(D, D)``."""
         return projection(self._attn[0], self.target)[0]
 
     @property
-    def bias(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:  # type: ignore[override]
         """``(D,)``."""
         return projection(self._attn[0], self.target)[1]
 
-    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
         """Return ``out``, the projection of ``x``."""
         return out
 
@@ -65,7 +65,7 @@ class LoRA(TuningMethod):
 
     def __init__(
         self,
-        trunk: nn.Module,
+        trunk: Trunk,
         depth: int,
         targets: Sequence[str] = ('q', 'v'),
         rank: int = 8,
@@ -80,17 +80,20 @@ class LoRA(TuningMethod):
         except ImportError as error:
             raise ImportError(f"{name} needs peft: pip install 'mmseg-davpt[lora]', or peft") from error
         config = LoraConfig(
-            r=rank, lora_alpha=rank if alpha is None else alpha, target_modules='|'.join(targets), **self.peft_options
+            r=rank,
+            lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
+            target_modules='|'.join(targets),
+            **self.peft_options,
         )
-        self.layers = nn.ModuleDict()
+        self.layers: Any = nn.ModuleDict()  # block -> nn.ModuleDict, target -> layer of peft
         for index, block in enumerate(trunk.blocks[:depth]):
             # peft looks for a parameter to learn its device, and the projections have none.
             layers = nn.ModuleDict({'device': block.attn, **{t: Projection(block.attn, t) for t in targets}})
-            layers = inject_adapter_in_model(config, layers)
+            layers = cast(nn.ModuleDict, inject_adapter_in_model(config, layers))
             del layers['device']
             self.layers[str(index)] = layers
 
-    def attach(self, trunk: nn.Module) -> None:
+    def attach(self, trunk: Trunk) -> None:
         """Change the outputs of the target projections."""
         for index in range(self.depth):
             attention = tune_attention(trunk, index)
@@ -111,6 +114,6 @@ class LoRA(TuningMethod):
                 weight = state[f'blocks.{index}.attn.{name}']
                 weight[rows] = self.merged_weight(layer, weight[rows])
 
-    def merged_weight(self, layer: nn.Module, weight: Tensor) -> Tensor:
+    def merged_weight(self, layer: Any, weight: Tensor) -> Tensor:
         """The weight ``(D, D)`` of one projection with the update of its layer."""
         return weight + layer.get_delta_weight('default')

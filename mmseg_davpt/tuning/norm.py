@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..trunks import Trunk
 from .base import TUNING_METHODS, Preset, TuningMethod
 
 
@@ -20,7 +21,7 @@ class Norm(TuningMethod):
 
     presets = {'norm': Preset(dict(norm={}))}
 
-    def __init__(self, trunk: nn.Module, depth: int) -> None:
+    def __init__(self, trunk: Trunk, depth: int) -> None:
         super().__init__(trunk, depth)
         self._names = {
             f'{path}.{name}'

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
-
+from ..trunks import Trunk
 from .adaptformer import AdaptFormer
 from .base import TUNING_METHODS, Preset
 
@@ -31,5 +30,5 @@ class ScaledParallelAdapter(AdaptFormer):
         'parallel_adapter_lora': Preset(dict(parallel_adapter={}, lora={})),
     }
 
-    def __init__(self, trunk: nn.Module, depth: int, dim: int = 64, scale: float = 4.0) -> None:
+    def __init__(self, trunk: Trunk, depth: int, dim: int = 64, scale: float = 4.0) -> None:
         super().__init__(trunk, depth, dim, scale)

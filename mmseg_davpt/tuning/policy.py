@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from .base import TUNING_METHODS, Preset
+from ..trunks import Trunk
+from .base import TUNING_METHODS, Preset, TuningMethod
 from .blocks import STEM
 
 PROMPTS = ('prompts', 'shallow_prompts')
@@ -37,7 +38,7 @@ def presets() -> dict[str, Preset]:
     return found
 
 
-def resolve_tuning(tuning: str | Mapping, prompts: Mapping | None, depth: int) -> TuningPlan:
+def resolve_tuning(tuning: str | Mapping[str, Any], prompts: Mapping[str, Any] | None, depth: int) -> TuningPlan:
     """Read the options ``tuning`` and ``prompts``.
 
     Args:
@@ -103,7 +104,7 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f'tuning.{name}: unknown option {unknown[0]!r}; known are {", ".join(known) or "none"}')
 
 
-def build_methods(plan: TuningPlan, trunk: nn.Module, depth: int, norm_outputs: bool) -> nn.ModuleDict:
+def build_methods(plan: TuningPlan, trunk: Trunk, depth: int, norm_outputs: bool) -> nn.ModuleDict:
     """Make the methods, attach them to the trunk and freeze everything else.
 
     Args:
@@ -120,7 +121,7 @@ def build_methods(plan: TuningPlan, trunk: nn.Module, depth: int, norm_outputs: 
     """
     classes = TUNING_METHODS.module_dict
     names = sorted(plan.methods, key=lambda name: (classes[name].order, name))
-    methods = nn.ModuleDict({name: classes[name](trunk, depth, **plan.methods[name]) for name in names})
+    methods: dict[str, TuningMethod] = {name: classes[name](trunk, depth, **plan.methods[name]) for name in names}
     used = used_parameters(trunk, depth, norm_outputs)
     trained: set[str] = set()
     for method in methods.values():
@@ -129,10 +130,10 @@ def build_methods(plan: TuningPlan, trunk: nn.Module, depth: int, norm_outputs: 
     freeze_except(trunk, trained)
     for method in methods.values():
         method.attach(trunk)
-    return methods
+    return nn.ModuleDict(methods)
 
 
-def used_parameters(trunk: nn.Module, depth: int, norm_outputs: bool) -> set[str]:
+def used_parameters(trunk: Trunk, depth: int, norm_outputs: bool) -> set[str]:
     """Names of the trunk's parameters that an output depends on: no later blocks, no poolers."""
 
     def is_used(name: str) -> bool:
@@ -144,13 +145,13 @@ def used_parameters(trunk: nn.Module, depth: int, norm_outputs: bool) -> set[str
     return {name for name, _ in trunk.named_parameters() if is_used(name)}
 
 
-def freeze_except(trunk: nn.Module, names: Collection[str]) -> None:
+def freeze_except(trunk: Trunk, names: Collection[str]) -> None:
     """Freeze the trunk but for the named parameters."""
     for name, parameter in trunk.named_parameters():
         parameter.requires_grad_(name in names)
 
 
-def train_tuned_modules(trunk: nn.Module, mode: bool = True) -> None:
+def train_tuned_modules(trunk: Trunk, mode: bool = True) -> None:
     """Put modules that are trained as a whole into train mode, everything else into eval mode (no live drop path)."""
     trunk.eval()
     if mode:

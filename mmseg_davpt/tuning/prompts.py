@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..trunks import resolve_blocks
+from ..trunks import Trunk, resolve_blocks
 from .attention import GatedPrompts, JoinedPrompts
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import TunedBlock, tune_attention, tune_block
@@ -59,7 +59,7 @@ class DeepPrompts(TuningMethod):
 
     def __init__(
         self,
-        trunk: nn.Module,
+        trunk: Trunk,
         depth: int,
         num: int | Sequence[int] = 20,
         blocks: str | Sequence[int] = 'all',
@@ -90,7 +90,7 @@ class DeepPrompts(TuningMethod):
         # Drawn in the order of the names: seeds keep their meaning for the stored results of the benchmarks.
         init_prompts([self.tokens[name] for name in sorted(self.tokens)], trunk.patch_embed.patch_size)
 
-    def attach(self, trunk: nn.Module) -> None:
+    def attach(self, trunk: Trunk) -> None:
         """Join the attention of the prompted blocks."""
         for index in self.blocks:
             tune_block(trunk, index).methods.append(self)
@@ -216,7 +216,7 @@ class ShallowPrompts(TuningMethod):
 
     presets = {'vpt_shallow': Preset(dict(shallow_prompts={}))}
 
-    def __init__(self, trunk: nn.Module, depth: int, num: int = 20, dropout: float = 0.0) -> None:
+    def __init__(self, trunk: Trunk, depth: int, num: int = 20, dropout: float = 0.0) -> None:
         super().__init__(trunk, depth)
         if not isinstance(num, int) or num < 1:
             raise ValueError(f'prompts.num={num!r}: shallow prompts enter before block 0 only, expected a number >= 1')
@@ -229,7 +229,7 @@ class ShallowPrompts(TuningMethod):
         self._trunk = [trunk]  # a list: the trunk is no child of the method
         init_prompts(self.tokens.values(), trunk.patch_embed.patch_size)
 
-    def attach(self, trunk: nn.Module) -> None:
+    def attach(self, trunk: Trunk) -> None:
         """Enter before the first block; rotary attention leaves the prompts in front of the patches unrotated."""
         tune_block(trunk, 0).register_forward_pre_hook(self._insert)
         self._shift_rotation(len(self.tokens['0']))
@@ -263,7 +263,7 @@ class ShallowPrompts(TuningMethod):
 
 
 @torch.no_grad()
-def init_prompts(tokens: Collection[Tensor], patch_size: tuple[int, int]) -> None:
+def init_prompts(tokens: Iterable[Tensor], patch_size: tuple[int, int]) -> None:
     """Xavier-uniform over the fan of the patch embedding, as in VPT, divided by 8 as in the official DA-VPT code."""
     for prompts in tokens:
         bound = (6.0 / (3 * patch_size[0] * patch_size[1] + prompts.shape[1])) ** 0.5 / 8.0

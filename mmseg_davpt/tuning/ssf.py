@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..trunks import QKV, bias_home, weight_home
+from ..trunks import QKV, Trunk, bias_home, weight_home
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_attention
 
@@ -28,8 +29,11 @@ class SSF(TuningMethod):
 
     presets = {'ssf': Preset(dict(ssf={}))}
     order = 2
+    # nn.ModuleDict, block -> nn.ParameterDict; torch types the values as Module.
+    scales: Any
+    shifts: Any
 
-    def __init__(self, trunk: nn.Module, depth: int) -> None:
+    def __init__(self, trunk: Trunk, depth: int) -> None:
         super().__init__(trunk, depth)
         self.scales, self.shifts = nn.ModuleDict(), nn.ModuleDict()
         self._homes: dict[tuple[str, str], tuple[Home, Home | None]] = {}
@@ -47,10 +51,10 @@ class SSF(TuningMethod):
         self.scales[str(index)][key] = nn.Parameter(torch.ones(width))
         if bias is not None:
             self.shifts[str(index)][key] = nn.Parameter(torch.zeros(width))
-        weight, bias = ((prefix + home[0], home[1]) if home else None for home in (weight, bias))
-        self._homes[str(index), key] = weight, bias
+            bias = (prefix + bias[0], bias[1])
+        self._homes[str(index), key] = (prefix + weight[0], weight[1]), bias
 
-    def attach(self, trunk: nn.Module) -> None:
+    def attach(self, trunk: Trunk) -> None:
         """Scale the projections of attention, and the outputs of norms and other linear layers by forward hooks."""
         for index in range(self.depth):
             tune_attention(trunk, index).methods.append(self)
