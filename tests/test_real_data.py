@@ -31,7 +31,8 @@ def test_real_weights_load_strictly():
 @needs_camvid
 def test_trains_on_real_images(tmp_path):
     printed = tool(
-        'train', ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py', '--work-dir', tmp_path, '--cfg-options',
+        'train', ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py',
+        '--work-dir', tmp_path, '--cfg-options',
         f'data_root={CAMVID}', f'model.backbone.pretrained={WEIGHTS}', 'train_cfg.max_iters=3',
         'train_cfg.val_interval=9', 'default_hooks.logger.interval=1', 'custom_hooks.2.num_batches=4',
         'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False', 'train_dataloader.batch_size=2',

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
@@ -236,15 +236,21 @@ class PromptedViT(BaseModule):
                 yield f'trunk.{key}', name, trunk.pop(key)
 
     @torch.no_grad()
-    def merged_trunk(self) -> dict[str, Tensor]:
-        """The trunk's tensors under timm's names, with every method merged in.
+    def merged_trunk(self, methods: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The trunk's tensors under timm's names, with methods merged in.
+
+        Args:
+            methods: Names of the methods to merge; all by default.
 
         Raises:
-            ValueError: A method cannot be merged; the message says why.
+            ValueError: A method cannot be merged, or the model has none of that name; the message says why.
         """
+        if unknown := set(methods or ()) - set(self.tuned):
+            raise ValueError(f'merged_trunk: no method {sorted(unknown)[0]!r}; the model has {", ".join(self.tuned)}')
         state = {name: tensor.clone() for name, tensor in self.trunk.state_dict().items()}
-        for method in self._methods.values():
-            method.merge(state)
+        for name, method in self._methods.items():
+            if methods is None or name in methods:
+                method.merge(state)
         return state
 
 

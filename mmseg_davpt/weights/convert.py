@@ -96,8 +96,8 @@ def find_encoder(checkpoint: Any, trunk: nn.Module) -> Encoder:
     if tuned_names:
         raise WeightsError(
             f'a checkpoint of mmseg_davpt with more trained parameters than prompts ({tuned_names[0]} ...): its trunk '
-            'alone is not what was trained. Merge what can be merged (biases, LoRA, ...): '
-            'torch.save(model.backbone.merged_trunk(), FILE), then pretrained=FILE; adapters cannot be merged'
+            'alone is not what was trained. Merge what can be merged: '
+            "torch.save(model.backbone.merged_trunk(['bias']), FILE), then pretrained=FILE; adapters cannot be merged"
         )
     prefix = next((prefix for prefix in _ENCODERS if any(name.startswith(prefix) for name in encoder.state)), '')
     if prefix == 'visual.':  # timm's filters expect this prefix, so the names keep it

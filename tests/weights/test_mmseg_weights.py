@@ -166,9 +166,13 @@ class TestCheckpointsOfThisProject:
     def test_split_biases_are_merged_first(self, tmp_path):
         """A trunk without its tuned biases is not what was trained; merged, it is."""
         model, path = self.checkpoint(tmp_path / 'w.pth', 'davpt_plus')
-        with pytest.raises(WeightsError, match=r'backbone\.tuned\.bias\.offsets\.0\.k.*merged_trunk\(\)'):
+        with pytest.raises(WeightsError, match=r'backbone\.tuned\.bias\.offsets\.0\.k.*merged_trunk'):
             load_trunk_weights(build_trunk('test_vit'), 'test_vit', path)
-        merged = model.merged_trunk()
+        with pytest.raises(ValueError, match='prompts cannot be merged'):
+            model.merged_trunk()
+        with pytest.raises(ValueError, match="no method 'lora'"):
+            model.merged_trunk(['lora'])
+        merged = model.merged_trunk(['bias'])
         torch.save(merged, tmp_path / 'merged.pth')
         trunk = build_trunk('test_vit')
         load_trunk_weights(trunk, 'test_vit', str(tmp_path / 'merged.pth'))
