@@ -5,7 +5,8 @@ RUN := work_dirs/davpt_upernet_miniscenes
 CONFIG := configs/davpt_upernet_miniscenes.py
 WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 
-STACKLESS := datasets/test_download weights/test_fetch weights/test_convert guidance/test_guidance_functions datasets/test_prepare
+STACKLESS := datasets/test_download datasets/test_prepare weights/test_fetch weights/test_convert
+STACKLESS += guidance/test_guidance_functions tuning/test_battery trunks/test_projections
 
 .PHONY: train test test-upstream lint types format clean
 

@@ -212,7 +212,7 @@ def test_finished_cells_are_not_run_again(tmp_path, scenes):
     rows = [json.loads(line) for line in (out / 'rows.jsonl').read_text().splitlines()]
     assert [row['method'] for row in rows] == ['head only', 'DA-VPT']
     assert rows[0]['tuned_trunk'] == 0
-    assert rows[1]['tuned_trunk'] == 6 * (4 * 64 + 1)
+    assert rows[1]['tuned_trunk'] == 6 * 4 * 64
     assert rows[0]['tuned_heads'] == rows[1]['tuned_heads'] > 0
     assert rows[0]['eval_images'] == 3
     assert 'attention_after' not in rows[0]

@@ -118,146 +118,6 @@ def assert_close(a, b, **tolerance):
         torch.testing.assert_close(left, right, **tolerance)
 
 
-def test_the_battery_covers_the_registry():
-    assert set(EXPECTED) == set(TUNING_METHODS.module_dict)
-    assert {name for preset in presets().values() for name in preset.methods} <= set(TUNING_METHODS.module_dict)
-
-
-def test_the_start_is_the_plain_trunk(trunk, tuning):
-    """For every method but prompts without a gate, which change the softmax from the first step on."""
-    model = build(trunk, tuning).double().eval()
-    x = images(model)
-    outputs, expected = model(x), plain_outputs(plain(model, trunk), x)
-    if 'shallow_prompts' in tuning or ('prompts' in tuning and not tuning['prompts'].get('gate')):
-        assert not torch.equal(outputs[-1], expected[-1])
-    else:
-        assert_close(outputs, expected, rtol=0, atol=1e-5 if 'dora' in tuning else 1e-9)  # its norms are float32
-
-
-def test_exactly_the_stated_parameters_are_trainable(trunk, tuning):
-    model = build(trunk, tuning)
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    pattern = re.compile('|'.join(f'({EXPECTED[name].replace(".n", ".[012]")})' for name in tuning))
-    assert trainable
-    assert all(pattern.fullmatch(name) for name in trainable), [n for n in trainable if not pattern.fullmatch(n)]
-    assert trainable == {name for name, _, _ in model.trainable_parameters()}
-    for name in tuning:  # none of the methods is empty
-        assert any(re.fullmatch(EXPECTED[name].replace('.n', '.[012]'), key) for key in trainable)
-
-
-def test_every_trainable_parameter_gets_a_gradient(trunk, tuning):
-    model = perturb(build(trunk, tuning)).train()
-    found = gradients(model, images(model))
-    assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert all(value.isfinite().all() for value in found.values())
-
-
-def test_saved_and_loaded_strictly(trunk, tuning, tmp_path):
-    model = perturb(build(trunk, tuning)).eval()
-    torch.save(model.state_dict(), tmp_path / 'model.pth')
-    fresh = build(trunk, tuning, seed=5).eval()
-    fresh.load_state_dict(torch.load(tmp_path / 'model.pth', weights_only=True))
-    with torch.no_grad():
-        assert_close(model(images(model)), fresh(images(model)), rtol=0, atol=0)
-
-
-def test_merged_trunk_equals_the_tuned_one_or_is_refused(trunk, tuning):
-    model = perturb(build(trunk, tuning)).double().eval()
-    unmergeable = {'prompts', 'shallow_prompts', 'adaptformer', 'parallel_adapter', 'convpass'} & set(tuning)
-    if unmergeable:
-        with pytest.raises(ValueError, match='cannot be merged'):
-            model.merged_trunk()
-        return
-    before = {name: tensor.clone() for name, tensor in model.trunk.state_dict().items()}
-    merged = model.merged_trunk()
-    x = images(model)
-    assert_close(model(x), plain_outputs(plain(model, trunk, merged), x), rtol=0, atol=1e-9)
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.trunk.state_dict().items())
-
-
-def test_disabled_is_the_plain_trunk(trunk, tuning):
-    model = perturb(build(trunk, tuning)).double().eval()
-    x = images(model)
-    tuned = model(x)
-    with model.without_tuning():
-        assert_close(model(x), plain_outputs(plain(model, trunk), x), rtol=0, atol=1e-9)
-    assert_close(model(x), tuned, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    'copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=['copy', 'pickle']
-)
-def test_copies_are_equal_and_independent(trunk, tuning, copied):
-    model = perturb(build(trunk, tuning)).eval()
-    x = images(model)
-    with torch.no_grad():
-        before = model(x)
-        twin = copied(model)
-        assert_close(twin(x), before, rtol=0, atol=0)
-        perturb(model, seed=7)
-        assert_close(twin(x), before, rtol=0, atol=0)
-        perturb(twin, seed=8)
-        assert not torch.equal(twin(x)[-1], before[-1])
-
-
-def test_moving_average_of_the_weights(trunk, tuning):
-    """EMAHook copies the model and swaps tensors in place."""
-    model = build(trunk, tuning)
-    average = ExponentialMovingAverage(model, momentum=0.5)
-    start = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    average.update_parameters(model)  # the first call copies
-    perturb(model)
-    average.update_parameters(model)
-    for name, parameter in average.module.named_parameters():
-        torch.testing.assert_close(parameter, (start[name] + dict(model.named_parameters())[name]) / 2)
-    fresh = build(trunk, tuning, seed=5).eval()
-    fresh.load_state_dict(average.module.state_dict())
-    with torch.no_grad():
-        assert_close(average.module.eval()(images(model)), fresh(images(model)), rtol=0, atol=0)
-
-
-def test_checkpointing_gives_the_same_gradients_and_frees_them(trunk, tuning):
-    plain_model, recomputed = (perturb(build(trunk, tuning, with_cp=with_cp)).train() for with_cp in (False, True))
-    x = images(plain_model)
-    expected, found = gradients(plain_model, x), gradients(recomputed, x)
-    assert set(found) == set(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
-    copy.deepcopy(recomputed)  # fails while a module holds a tensor of the graph
-
-
-def test_bfloat16_autocast_is_close(trunk, tuning):
-    model = perturb(build(trunk, tuning)).train()
-    x = images(model)
-    exact = model(x)[-1]
-    with torch.autocast('cpu', torch.bfloat16):
-        low = model(x)[-1]
-    assert (low.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
-
-
-def test_compiled_model_is_the_same(trunk, tuning):
-    if trunk != 'fused':
-        pytest.skip('one trunk suffices')
-    model = perturb(build(trunk, tuning)).train()
-    x = images(model)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, backend='eager', fullgraph=True)
-    assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize('mode', [True, False])
-def test_functional_call_uses_the_given_parameters(trunk, tuning, mode):
-    """Also in eval mode without gradients, after prompts have cached their keys and values."""
-    model, other = (perturb(build(trunk, tuning), seed=seed).train(mode) for seed in (1, 9))
-    x = images(model)
-    with torch.set_grad_enabled(mode):
-        before = model(x)
-        found = torch.func.functional_call(model, dict(other.named_parameters()), (x,))
-        assert_close(found, other(x), rtol=0, atol=0)
-        assert_close(model(x), before, rtol=0, atol=0)
-    assert not torch.equal(found[-1], before[-1])
-
-
 def segmentor(tuning, trunk):
     options = dict(arch=TRUNKS[trunk], out_indices=(0, 1, 2), prompts=None)
     cfg = segmentor_cfg(tuning=tuning, guidance=False, **options)
@@ -265,54 +125,203 @@ def segmentor(tuning, trunk):
     return MODELS.build(cfg).train()
 
 
-def test_report_has_a_row_per_method(tuning, trunk):
-    if trunk != 'fused':
-        pytest.skip('one trunk suffices')
-    model = segmentor(tuning, trunk)
-    counts = count_parameters(model)
-    trainable = {name: 0 for name in tuning}
-    for _, method, parameter in model.backbone.trainable_parameters():
-        trainable[method] += parameter.numel()
-    for name in tuning:
-        assert counts[name][0] == trainable[name] > 0
-        assert f'\n{name} ' in format_report(model)
-    assert sum(t for t, _ in counts.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert sum(every for _, every in counts.values()) == sum(p.numel() for p in model.parameters())
+def test_the_battery_covers_the_registry():
+    assert set(EXPECTED) == set(TUNING_METHODS.module_dict)
+    assert {name for preset in presets().values() for name in preset.methods} <= set(TUNING_METHODS.module_dict)
 
 
-def test_optimizer_groups(tuning, trunk):
-    """Each method has its learning rate; nothing but matrices of the trunk is decayed."""
-    if trunk != 'fused':
-        pytest.skip('one trunk suffices')
-    model = segmentor(tuning, trunk)
-    rates = {name: 2.0 + index for index, name in enumerate(sorted(tuning))}
-    wrapper = build_optim_wrapper(
-        model,
-        dict(
-            type='OptimWrapper',
-            constructor='TunedOptimWrapperConstructor',
-            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1),
-            paramwise_cfg=dict(custom_keys={f'tuned.{name}': dict(lr_mult=rate) for name, rate in rates.items()}),
-        ),
+class TestFunction:
+    """What the trunk computes: at the start, disabled, merged."""
+
+    def test_the_start_is_the_plain_trunk(self, trunk, tuning):
+        """For every method but prompts without a gate, which change the softmax from the first step on."""
+        model = build(trunk, tuning).double().eval()
+        x = images(model)
+        outputs, expected = model(x), plain_outputs(plain(model, trunk), x)
+        if 'shallow_prompts' in tuning or ('prompts' in tuning and not tuning['prompts'].get('gate')):
+            assert not torch.equal(outputs[-1], expected[-1])
+        else:
+            assert_close(outputs, expected, rtol=0, atol=1e-5 if 'dora' in tuning else 1e-9)  # its norms are float32
+
+    def test_merged_trunk_equals_the_tuned_one_or_is_refused(self, trunk, tuning):
+        model = perturb(build(trunk, tuning)).double().eval()
+        unmergeable = {'prompts', 'shallow_prompts', 'adaptformer', 'parallel_adapter', 'convpass'} & set(tuning)
+        if unmergeable:
+            with pytest.raises(ValueError, match='cannot be merged'):
+                model.merged_trunk()
+            return
+        before = {name: tensor.clone() for name, tensor in model.trunk.state_dict().items()}
+        merged = model.merged_trunk()
+        x = images(model)
+        assert_close(model(x), plain_outputs(plain(model, trunk, merged), x), rtol=0, atol=1e-9)
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.trunk.state_dict().items())
+
+    def test_disabled_is_the_plain_trunk(self, trunk, tuning):
+        model = perturb(build(trunk, tuning)).double().eval()
+        x = images(model)
+        tuned = model(x)
+        with model.without_tuning():
+            assert_close(model(x), plain_outputs(plain(model, trunk), x), rtol=0, atol=1e-9)
+        assert_close(model(x), tuned, rtol=0, atol=0)
+
+
+class TestTraining:
+    """Which parameters are trainable, and their gradients."""
+
+    def test_exactly_the_stated_parameters_are_trainable(self, trunk, tuning):
+        model = build(trunk, tuning)
+        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        pattern = re.compile('|'.join(f'({EXPECTED[name].replace(".n", ".[012]")})' for name in tuning))
+        assert trainable
+        assert all(pattern.fullmatch(name) for name in trainable), [n for n in trainable if not pattern.fullmatch(n)]
+        assert trainable == {name for name, _, _ in model.trainable_parameters()}
+        for name in tuning:  # none of the methods is empty
+            assert any(re.fullmatch(EXPECTED[name].replace('.n', '.[012]'), key) for key in trainable)
+
+    def test_every_trainable_parameter_gets_a_gradient(self, trunk, tuning):
+        model = perturb(build(trunk, tuning)).train()
+        found = gradients(model, images(model))
+        assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert all(value.isfinite().all() for value in found.values())
+
+    def test_checkpointing_gives_the_same_gradients_and_frees_them(self, trunk, tuning):
+        plain_model, recomputed = (perturb(build(trunk, tuning, with_cp=with_cp)).train() for with_cp in (False, True))
+        x = images(plain_model)
+        expected, found = gradients(plain_model, x), gradients(recomputed, x)
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+        copy.deepcopy(recomputed)  # fails while a module holds a tensor of the graph
+
+
+class TestCopies:
+    """State dicts, copies, pickles and moving averages."""
+
+    def test_saved_and_loaded_strictly(self, trunk, tuning, tmp_path):
+        model = perturb(build(trunk, tuning)).eval()
+        torch.save(model.state_dict(), tmp_path / 'model.pth')
+        fresh = build(trunk, tuning, seed=5).eval()
+        fresh.load_state_dict(torch.load(tmp_path / 'model.pth', weights_only=True))
+        with torch.no_grad():
+            assert_close(model(images(model)), fresh(images(model)), rtol=0, atol=0)
+
+    @pytest.mark.parametrize(
+        'copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=['copy', 'pickle']
     )
-    groups = {id(parameter): group for group in wrapper.param_groups for parameter in group['params']}
-    assert set(groups) >= {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    for name, method, parameter in model.backbone.trainable_parameters():
-        group = groups[id(parameter)]
-        assert group['lr'] == pytest.approx(0.01 * rates[method]), name
-        decayed = name.startswith('trunk.') and name.endswith('weight') and parameter.ndim > 1
-        assert group['weight_decay'] == pytest.approx(0.1 if decayed else 0.0), name
+    def test_copies_are_equal_and_independent(self, trunk, tuning, copied):
+        model = perturb(build(trunk, tuning)).eval()
+        x = images(model)
+        with torch.no_grad():
+            before = model(x)
+            twin = copied(model)
+            assert_close(twin(x), before, rtol=0, atol=0)
+            perturb(model, seed=7)
+            assert_close(twin(x), before, rtol=0, atol=0)
+            perturb(twin, seed=8)
+            assert not torch.equal(twin(x)[-1], before[-1])
+
+    def test_moving_average_of_the_weights(self, trunk, tuning):
+        """EMAHook copies the model and swaps tensors in place."""
+        model = build(trunk, tuning)
+        average = ExponentialMovingAverage(model, momentum=0.5)
+        start = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        average.update_parameters(model)  # the first call copies
+        perturb(model)
+        average.update_parameters(model)
+        for name, parameter in average.module.named_parameters():
+            torch.testing.assert_close(parameter, (start[name] + dict(model.named_parameters())[name]) / 2)
+        fresh = build(trunk, tuning, seed=5).eval()
+        fresh.load_state_dict(average.module.state_dict())
+        with torch.no_grad():
+            assert_close(average.module.eval()(images(model)), fresh(images(model)), rtol=0, atol=0)
 
 
-def test_batch_norm_statistics_are_kept(tuning, trunk, tmp_path):
-    if trunk != 'fused':
-        pytest.skip('one trunk suffices')
-    model = segmentor(tuning, trunk)
-    model.decode_head.convs[0].bn.running_mean.fill_(3.0)
-    model(*batch(), mode='loss')
-    torch.save(model.state_dict(), tmp_path / 'model.pth')
-    fresh = segmentor(tuning, trunk)
-    fresh.load_state_dict(torch.load(tmp_path / 'model.pth', weights_only=True))
-    x, _ = batch()
-    with torch.no_grad():
-        assert torch.equal(model.eval()(x, mode='tensor'), fresh.eval()(x, mode='tensor'))
+class TestPrecision:
+    """Autocast and functional calls."""
+
+    def test_bfloat16_autocast_is_close(self, trunk, tuning):
+        model = perturb(build(trunk, tuning)).train()
+        x = images(model)
+        exact = model(x)[-1]
+        with torch.autocast('cpu', torch.bfloat16):
+            low = model(x)[-1]
+        assert (low.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+    @pytest.mark.parametrize('mode', [True, False])
+    def test_functional_call_uses_the_given_parameters(self, trunk, tuning, mode):
+        """Also in eval mode without gradients, after prompts have cached their keys and values."""
+        model, other = (perturb(build(trunk, tuning), seed=seed).train(mode) for seed in (1, 9))
+        x = images(model)
+        with torch.set_grad_enabled(mode):
+            before = model(x)
+            found = torch.func.functional_call(model, dict(other.named_parameters()), (x,))
+            assert_close(found, other(x), rtol=0, atol=0)
+            assert_close(model(x), before, rtol=0, atol=0)
+        assert not torch.equal(found[-1], before[-1])
+
+
+class TestCompile:
+    """``torch.compile``."""
+
+    def test_compiled_model_is_the_same(self, trunk, tuning):
+        if trunk != 'fused':
+            pytest.skip('one trunk suffices')
+        model = perturb(build(trunk, tuning)).train()
+        x = images(model)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend='eager', fullgraph=True)
+        assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+class TestSegmentor:
+    """Report, optimizer groups and heads of a whole segmentor."""
+
+    def test_report_has_a_row_per_method(self, tuning, trunk):
+        if trunk != 'fused':
+            pytest.skip('one trunk suffices')
+        model = segmentor(tuning, trunk)
+        counts = count_parameters(model)
+        trainable = {name: 0 for name in tuning}
+        for _, method, parameter in model.backbone.trainable_parameters():
+            trainable[method] += parameter.numel()
+        for name in tuning:
+            assert counts[name][0] == trainable[name] > 0
+            assert f'\n{name} ' in format_report(model)
+        assert sum(t for t, _ in counts.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert sum(every for _, every in counts.values()) == sum(p.numel() for p in model.parameters())
+
+    def test_optimizer_groups(self, tuning, trunk):
+        """Each method has its learning rate; nothing but matrices of the trunk is decayed."""
+        if trunk != 'fused':
+            pytest.skip('one trunk suffices')
+        model = segmentor(tuning, trunk)
+        rates = {name: 2.0 + index for index, name in enumerate(sorted(tuning))}
+        wrapper = build_optim_wrapper(
+            model,
+            dict(
+                type='OptimWrapper',
+                constructor='TunedOptimWrapperConstructor',
+                optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.1),
+                paramwise_cfg=dict(custom_keys={f'tuned.{name}': dict(lr_mult=rate) for name, rate in rates.items()}),
+            ),
+        )
+        groups = {id(parameter): group for group in wrapper.param_groups for parameter in group['params']}
+        assert set(groups) >= {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        for name, method, parameter in model.backbone.trainable_parameters():
+            group = groups[id(parameter)]
+            assert group['lr'] == pytest.approx(0.01 * rates[method]), name
+            decayed = name.startswith('trunk.') and name.endswith('weight') and parameter.ndim > 1
+            assert group['weight_decay'] == pytest.approx(0.1 if decayed else 0.0), name
+
+    def test_batch_norm_statistics_are_kept(self, tuning, trunk, tmp_path):
+        if trunk != 'fused':
+            pytest.skip('one trunk suffices')
+        model = segmentor(tuning, trunk)
+        model.decode_head.convs[0].bn.running_mean.fill_(3.0)
+        model(*batch(), mode='loss')
+        torch.save(model.state_dict(), tmp_path / 'model.pth')
+        fresh = segmentor(tuning, trunk)
+        fresh.load_state_dict(torch.load(tmp_path / 'model.pth', weights_only=True))
+        x, _ = batch()
+        with torch.no_grad():
+            assert torch.equal(model.eval()(x, mode='tensor'), fresh.eval()(x, mode='tensor'))
