@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..trunks import project
-from .base import TuningMethod
+
+
+class ProjectionMethod(Protocol):
+    """What attention needs of a tuning method; see :class:`~mmseg_davpt.tuning.base.TuningMethod`."""
+
+    active: bool
+
+    def project(self, block: int, target: str, x: Tensor, out: Tensor) -> Tensor:
+        """Change the output of a projection."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class TunedAttention(nn.Module):
         super().__init__()
         adopt(self, attn)
         self.index, self.prefix_length = index, num_prefix_tokens
-        self.methods: list[TuningMethod] = []
+        self.methods: list[ProjectionMethod] = []
         self.recorder: MutableMapping[int, BlockActivations] | None = None
 
     def forward(

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from ..trunks import Trunk
-
-if TYPE_CHECKING:
-    from .attention import JoinedPrompts
-    from .block import TunedBlock
+from .attention import JoinedPrompts
+from .block import TunedBlock
 
 TUNING_METHODS = Registry('tuning method', scope='mmseg_davpt', locations=['mmseg_davpt.tuning'])
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..trunks import Trunk
-from .attention import TunedAttention, adopt
-from .base import TuningMethod
+from .attention import JoinedPrompts, TunedAttention, adopt
 
 
 class _TokenGrid(threading.local):
@@ -24,6 +23,21 @@ class _TokenGrid(threading.local):
 
 
 TOKEN_GRID = _TokenGrid()
+
+
+class BlockMethod(Protocol):
+    """What a block needs of a tuning method; see :class:`~mmseg_davpt.tuning.base.TuningMethod`."""
+
+    active: bool
+
+    def join(self, block: TunedBlock) -> JoinedPrompts | None:
+        """Prompts for the attention."""
+
+    def attention_branch(self, block: int, x: Tensor, grid: tuple[int, int] | None) -> Tensor | None:
+        """A branch beside the attention."""
+
+    def mlp_branch(self, block: int, x: Tensor, grid: tuple[int, int] | None) -> Tensor | None:
+        """A branch beside the MLP."""
 
 
 class TunedBlock(nn.Module):
@@ -58,7 +72,7 @@ class TunedBlock(nn.Module):
         super().__init__()
         adopt(self, block)
         self.index = index
-        self.methods: list[TuningMethod] = []
+        self.methods: list[BlockMethod] = []
         self.with_cp = False
 
     def forward(self, x: Tensor, **kwargs: Tensor | bool | None) -> Tensor:
