@@ -13,6 +13,12 @@ __tried = {
     'VPT + bias': ('vpt_bias', __rates),
     'AdaptFormer': ('adaptformer', __rates),
     'LoRA qkv+proj': ('lora_all', __rates),
+    # Not run yet.
+    'DoRA': ('dora', __rates),
+    'SSF': ('ssf', __rates),
+    'Convpass': ('convpass', __rates),
+    'parallel adapter': ('parallel_adapter', __rates),
+    'parallel adapter, LoRA': ('parallel_adapter_lora', __rates),
 }
 methods = {
     f'head only, {__rate:g}': {'model.backbone.tuning': 'frozen', **__no_prompts, 'optim_wrapper.optimizer.lr': __rate}

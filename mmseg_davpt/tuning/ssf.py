@@ -29,37 +29,27 @@ class SSF(TuningMethod):
 
     presets = {'ssf': Preset(dict(ssf={}))}
     order = 2
-    # nn.ModuleDict, block -> nn.ParameterDict; torch types the values as Module.
-    scales: Any
+    scales: Any  # nn.ModuleDict: block -> nn.ParameterDict
     shifts: Any
 
     def __init__(self, trunk: Trunk, depth: int) -> None:
         super().__init__(trunk, depth)
         self.scales, self.shifts = nn.ModuleDict(), nn.ModuleDict()
-        self._homes: dict[tuple[str, str], tuple[Home, Home | None]] = {}
+        self._homes = _find_homes(trunk.blocks[0])
         for index, block in enumerate(trunk.blocks[:depth]):
             self.scales[str(index)], self.shifts[str(index)] = nn.ParameterDict(), nn.ParameterDict()
-            for target in (*QKV, 'proj'):
-                weight, bias = weight_home(block.attn, target), bias_home(block.attn, target)
-                self._add(index, target, block.attn, weight, bias, 'attn.')
-            for name, layer in _layers(block):
-                bias = None if layer.bias is None else (f'{name}.bias', slice(None))
-                self._add(index, _key(name), block, (f'{name}.weight', slice(None)), bias)
-
-    def _add(self, index: int, key: str, module: nn.Module, weight: Home, bias: Home | None, prefix: str = '') -> None:
-        width = len(module.get_parameter(weight[0])[weight[1]])
-        self.scales[str(index)][key] = nn.Parameter(torch.ones(width))
-        if bias is not None:
-            self.shifts[str(index)][key] = nn.Parameter(torch.zeros(width))
-            bias = (prefix + bias[0], bias[1])
-        self._homes[str(index), key] = (prefix + weight[0], weight[1]), bias
+            for key, (weight, bias) in self._homes.items():
+                width = len(block.get_parameter(weight[0])[weight[1]])
+                self.scales[str(index)][key] = nn.Parameter(torch.ones(width))
+                if bias is not None:
+                    self.shifts[str(index)][key] = nn.Parameter(torch.zeros(width))
 
     def attach(self, trunk: Trunk) -> None:
         """Scale the projections of attention, and the outputs of norms and other linear layers by forward hooks."""
         for index in range(self.depth):
             tune_attention(trunk, index).methods.append(self)
             for name, layer in _layers(trunk.blocks[index]):
-                layer.register_forward_hook(partial(self._scale, str(index), _key(name)))
+                layer.register_forward_hook(partial(self._scale, str(index), name.replace('.', '_')))
 
     def _scale(self, block: str, key: str, _: nn.Module | None, __: object, out: Tensor) -> Tensor:
         if not self.active:
@@ -73,21 +63,28 @@ class SSF(TuningMethod):
 
     def merge(self, state: dict[str, Tensor]) -> None:
         """``gamma W`` and ``gamma b + beta``."""
-        for (block, key), (weight, bias) in self._homes.items():
-            scale = self.scales[block][key]
-            tensor = state[f'blocks.{block}.{weight[0]}']
-            tensor[weight[1]] *= scale.view(-1, *[1] * (tensor.ndim - 1))
-            if bias is not None:
-                tensor = state[f'blocks.{block}.{bias[0]}']
-                tensor[bias[1]] = scale * tensor[bias[1]] + self.shifts[block][key]
+        for block, scales in self.scales.items():
+            for key, (weight, bias) in self._homes.items():
+                tensor = state[f'blocks.{block}.{weight[0]}']
+                tensor[weight[1]] *= scales[key].view(-1, *[1] * (tensor.ndim - 1))
+                if bias is not None:
+                    tensor = state[f'blocks.{block}.{bias[0]}']
+                    tensor[bias[1]] = scales[key] * tensor[bias[1]] + self.shifts[block][key]
+
+
+def _find_homes(block: Trunk) -> dict[str, tuple[Home, Home | None]]:
+    """Key of each scaled output -> where the block keeps its weight and its bias."""
+    homes: dict[str, tuple[Home, Home | None]] = {}
+    for target in (*QKV, 'proj'):
+        (name, rows), bias = weight_home(block.attn, target), bias_home(block.attn, target)
+        homes[target] = (f'attn.{name}', rows), bias and (f'attn.{bias[0]}', bias[1])
+    for name, layer in _layers(block):
+        bias = None if layer.bias is None else (f'{name}.bias', slice(None))
+        homes[name.replace('.', '_')] = (f'{name}.weight', slice(None)), bias
+    return homes
 
 
 def _layers(block: nn.Module) -> list[tuple[str, nn.Module]]:
     """Norms and linear layers of a block outside of its attention."""
     modules = [(name, module) for name, module in block.named_modules() if not name.startswith('attn')]
     return [(name, module) for name, module in modules if isinstance(module, (nn.Linear, nn.LayerNorm))]
-
-
-def _key(name: str) -> str:
-    """A module's path as a key of a ``ParameterDict``."""
-    return name.replace('.', '_')

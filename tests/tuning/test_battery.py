@@ -260,12 +260,11 @@ class TestPrecision:
         assert not torch.equal(found[-1], before[-1])
 
 
+@pytest.mark.parametrize('trunk', ['fused'], indirect=True)  # one trunk suffices
 class TestCompile:
     """``torch.compile``."""
 
     def test_compiled_model_is_the_same(self, trunk, tuning):
-        if trunk != 'fused':
-            pytest.skip('one trunk suffices')
         model = perturb(build(trunk, tuning)).train()
         x = images(model)
         torch._dynamo.reset()
@@ -273,12 +272,11 @@ class TestCompile:
         assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('trunk', ['fused'], indirect=True)  # one trunk suffices
 class TestSegmentor:
     """Report, optimizer groups and heads of a whole segmentor."""
 
     def test_report_has_a_row_per_method(self, tuning, trunk):
-        if trunk != 'fused':
-            pytest.skip('one trunk suffices')
         model = segmentor(tuning, trunk)
         counts = count_parameters(model)
         trainable = {name: 0 for name in tuning}
@@ -292,8 +290,6 @@ class TestSegmentor:
 
     def test_optimizer_groups(self, tuning, trunk):
         """Each method has its learning rate; nothing but matrices of the trunk is decayed."""
-        if trunk != 'fused':
-            pytest.skip('one trunk suffices')
         model = segmentor(tuning, trunk)
         rates = {name: 2.0 + index for index, name in enumerate(sorted(tuning))}
         wrapper = build_optim_wrapper(
@@ -314,8 +310,6 @@ class TestSegmentor:
             assert group['weight_decay'] == pytest.approx(0.1 if decayed else 0.0), name
 
     def test_batch_norm_statistics_are_kept(self, tuning, trunk, tmp_path):
-        if trunk != 'fused':
-            pytest.skip('one trunk suffices')
         model = segmentor(tuning, trunk)
         model.decode_head.convs[0].bn.running_mean.fill_(3.0)
         model(*batch(), mode='loss')
