@@ -13,6 +13,8 @@ import torch
 from conftest import ROOT, free_port, run, tool
 from mmseg.apis import inference_model, init_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def trained(tiny_config, tmp_path_factory):

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from mmseg_davpt import PromptedViT
 from mmseg_davpt.weights import fetch
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = SHARED / 'weights/dinov2_vits14.safetensors'
 CAMVID = SHARED / 'data/camvid'
 ADE = SHARED / 'data/ade20k_sample'
