@@ -261,7 +261,6 @@ class TestPrecision:
         assert not torch.equal(found[-1], before[-1])
 
 
-@pytest.mark.parametrize('trunk', ['fused'], indirect=True)  # one trunk suffices
 class TestCompile:
     """``torch.compile``."""
 
@@ -273,7 +272,6 @@ class TestCompile:
         assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('trunk', ['fused'], indirect=True)  # one trunk suffices
 class TestSegmentor:
     """Report, optimizer groups and heads of a whole segmentor."""
 
