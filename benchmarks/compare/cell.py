@@ -21,8 +21,8 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from mmseg_davpt.apis import library_versions, prepare_test, run_single_scale
+from mmseg_davpt.reports import count_trainable
 
-from ..parameters import count_trainable
 from .hashing import config_hash
 
 _ATTENTION = ('attention_before', 'attention_after')

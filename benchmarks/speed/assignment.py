@@ -16,9 +16,8 @@ from torch.utils import benchmark
 
 from mmseg_davpt.apis import leave_process_group, load_config
 from mmseg_davpt.guidance.assignment import PromptAssignment
-from mmseg_davpt.reports import build_shapes
+from mmseg_davpt.reports import build_shapes, count_trainable
 
-from ..parameters import count_trainable
 from .components import PROMPTS, segmentor
 from .goals import table
 from .measure import MB, Timed, fresh_processes, measurement

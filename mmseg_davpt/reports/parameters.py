@@ -47,9 +47,15 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {part: (trainable, every) for part, (trainable, every) in table.items()}
 
 
-def count_backbone(model: nn.Module) -> int:
-    """Number of trainable parameters in the backbone."""
-    return sum(trainable for part, (trainable, _) in count_parameters(model).items() if part not in HEADS)
+def count_trainable(model: nn.Module) -> tuple[int, int]:
+    """Count trainable parameters in the backbone, and in neck and heads.
+
+    Args:
+        model: A segmentor, as for :func:`count_parameters`.
+    """
+    counts = count_parameters(model)
+    backbone = sum(trainable for part, (trainable, _) in counts.items() if part not in HEADS)
+    return backbone, sum(trainable for trainable, _ in counts.values()) - backbone
 
 
 def _part(name: str) -> str:
@@ -87,8 +93,9 @@ def format_comparison(models: Mapping[str, nn.Module]) -> str:
     """
     rows = [('model', 'trainable in the backbone', 'neck and heads', 'total', 'in millions')]
     for name, model in models.items():
-        backbone, total = count_backbone(model), sum(t for t, _ in count_parameters(model).values())
-        rows.append((name, f'{backbone:,}', f'{total - backbone:,}', f'{total:,}', f'{total / 1e6:.1f}'))
+        backbone, heads = count_trainable(model)
+        total = backbone + heads
+        rows.append((name, f'{backbone:,}', f'{heads:,}', f'{total:,}', f'{total / 1e6:.1f}'))
     lines = _align(rows)
     return '\n'.join([lines[0], '-' * len(lines[0]), *lines[1:]])
 
