@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.utils import import_modules_from_strings
 
 from ..datasets.check import leaf_datasets
 
@@ -35,6 +36,8 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None, work
     root = cfg.get('data_root')
     if options:
         cfg.merge_from_dict(dict(options))
+        if any(key.startswith('custom_imports') for key in options):
+            import_modules_from_strings(**cfg.custom_imports)  # Config.fromfile imports only what the file names
     if root is not None and cfg.data_root != root:
         for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             for dataset in leaf_datasets((cfg.get(loader) or {}).get('dataset') or {}):

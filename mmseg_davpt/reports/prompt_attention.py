@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..models import PromptedEncoderDecoder
-from ..tuning import DeepPrompts, GatedPrompts, TunedBlock
+from ..tuning import DeepPrompts, TunedBlock
 
 
 @torch.no_grad()
 def attention_to_prompts(block: TunedBlock, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> Tensor:
     """Share of each patch's attention that each prompt gets, mean over the heads.
 
-    Gated prompts have a softmax of their own: their shares sum to 1.
+    Gated prompts and residual values have a softmax of their own: their shares sum to 1.
 
     Args:
         block: A prompted block.
@@ -32,7 +32,7 @@ def attention_to_prompts(block: TunedBlock, x: Tensor, rope: Tensor | None, bias
     q, k = attn.queries_and_keys(x, rope)
     keys = joined.keys.to(k.dtype).expand(len(x), -1, -1, -1)
     q = q[:, :, attn.prefix_length :] * attn.scale
-    if isinstance(joined, GatedPrompts):
+    if joined.separate_softmax:
         return (q @ keys.transpose(-1, -2)).softmax(dim=-1).mean(dim=1)
     scores = q @ torch.cat([keys, k], dim=2).transpose(-1, -2)
     if (positions := attn.position_bias(bias)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -83,8 +83,12 @@ class TunedAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
         joined: JoinedPrompts | None = None,
-    ) -> Tensor:
-        """Attention over ``x``, shape ``(B, T + N, D)``, after ``LN1``; returns the same shape.
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
+        """Attention over ``x``, shape ``(B, T + N, D)``, after ``LN1``.
+
+        Returns:
+            The output, of the shape of ``x``. With ``joined``, a pair: the output, and what the prompts add to the
+            residual stream behind LayerScale, of the same shape or ``None`` (:meth:`JoinedPrompts.residual`).
 
         Raises:
             NotImplementedError: A mask: no supported trunk has one.
@@ -104,7 +108,8 @@ class TunedAttention(nn.Module):
         out = self._norm('norm', out)
         if getattr(self, 'gate', None) is not None:
             out = out * self.gate(x).sigmoid()
-        return self.proj_drop(self.project(out, 'proj'))
+        out = self.proj_drop(self.project(out, 'proj'))
+        return out if joined is None else (out, joined.residual(self, q))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         """``softmax(Q K^T / sqrt(d) + bias) V``, ``(B, H, T + N, d)``."""
@@ -128,10 +133,13 @@ class TunedAttention(nn.Module):
         q, k = self._norm('q_norm', q), self._norm('k_norm', k)
         return (q, k) if rope is None else (self._rotate(q, rope), self._rotate(k, rope))
 
-    def prompt_keys_and_values(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Of prompts ``LN1(P)``, ``(M, D)``: ``(H, M, d)`` each. Prompts have no position."""
-        k, v = (self.split_heads(self.project(prompts, target)) for target in 'kv')
-        return self._norm('k_norm', k), v
+    def prompt_keys(self, prompts: Tensor) -> Tensor:
+        """Keys of prompts ``LN1(P)``, ``(M, D)`` -> ``(H, M, d)``. Prompts have no position."""
+        return self._norm('k_norm', self.split_heads(self.project(prompts, 'k')))
+
+    def prompt_values(self, prompts: Tensor) -> Tensor:
+        """Values of prompts ``LN1(P)``, ``(M, D)`` -> ``(H, M, d)``."""
+        return self.split_heads(self.project(prompts, 'v'))
 
     def position_bias(self, shared: Tensor | None = None) -> Tensor | None:
         """BEiT's relative position bias, ``(1, H, T + N, T + N)``: of this block, shared by the blocks, or both."""
@@ -179,6 +187,8 @@ class JoinedPrompts:
         values: ``V_p``, ``(H, M, d)``.
     """
 
+    separate_softmax: ClassVar[bool] = False  # whether patches attend to prompts in a softmax of their own
+
     tokens: Tensor
     keys: Tensor
     values: Tensor
@@ -189,6 +199,16 @@ class JoinedPrompts:
         v = torch.cat([self.values.to(v.dtype).expand(len(v), -1, -1, -1), v], dim=2)
         bias = None if bias is None else F.pad(bias, (self.keys.shape[-2], 0))
         return attention.attend(q, k, v, bias)
+
+    def residual(self, attention: TunedAttention, q: Tensor) -> Tensor | None:
+        """What the prompts add to the residual stream, ``(B, T + N, D)``; ``None`` for prompts that are values."""
+        return None
+
+    def weights(self, attention: TunedAttention, q: Tensor) -> Tensor:
+        """``softmax(Q K_p^T / sqrt(d))``, ``(H, B (T + N), M)``. All images share the prompts: one product per head."""
+        queries = q.transpose(0, 1).flatten(1, 2)  # (H, B (T + N), d), no copy
+        scores = queries @ (self.keys.to(q.dtype) * attention.scale).transpose(-2, -1)
+        return attention.attn_drop(scores.softmax(dim=-1))
 
 
 @dataclass(frozen=True)
@@ -203,21 +223,50 @@ class GatedPrompts(JoinedPrompts):
     3.2); not part of VPT or DA-VPT.
     """
 
+    separate_softmax = True
+
     def attend(self, attention: TunedAttention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Attention of all queries to the tokens, plus their attention to the prompts, ``(B, H, T + N, d)``."""
-        if torch.is_grad_enabled():  # the scores are computed again in the backward pass, not kept
-            prompt_out = checkpoint(self._attend_to_prompts, attention, q, self.keys, self.values, use_reentrant=False)
-        else:
-            prompt_out = self._attend_to_prompts(attention, q, self.keys, self.values)
-        return attention.attend(q, k, v, bias) + prompt_out
+        return attention.attend(q, k, v, bias) + recomputed(self._attend_to_prompts, attention, q)
 
-    @staticmethod
-    def _attend_to_prompts(attention: TunedAttention, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """``softmax(Q K_p^T / sqrt(d)) g V_p``. All images share the prompts: one product per head."""
-        queries = q.transpose(0, 1).flatten(1, 2)  # (H, B (T + N), d), no copy
-        scores = queries @ (keys.to(q.dtype) * attention.scale).transpose(-2, -1)
-        out = attention.attn_drop(scores.softmax(dim=-1)) @ values.to(q.dtype)
+    def _attend_to_prompts(self, attention: TunedAttention, q: Tensor) -> Tensor:
+        """``softmax(Q K_p^T / sqrt(d)) g V_p``, ``(B, H, T + N, d)``."""
+        out = self.weights(attention, q) @ self.values.to(q.dtype)
         return out.unflatten(1, (len(q), -1)).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class ResidualValues(JoinedPrompts):
+    """Prompts with a softmax of their own and free values that join the residual stream.
+
+    ::
+
+        a    = mean over heads of softmax(Q K_p^T / sqrt(d))
+        x_n += LS1(softmax(Q K^T / sqrt(d)) V W_o) + sum_m a_nm V_m
+
+    ``values`` hold ``V``, ``(M, D)``. They pass neither the frozen value and output projections nor LayerScale.
+    """
+
+    separate_softmax = True
+
+    def attend(self, attention: TunedAttention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention of all queries to the tokens alone, ``(B, H, T + N, d)``."""
+        return attention.attend(q, k, v, bias)
+
+    def residual(self, attention: TunedAttention, q: Tensor) -> Tensor:
+        """``sum_m a_nm V_m``, ``(B, T + N, D)``."""
+        return recomputed(self._mix_values, attention, q)
+
+    def _mix_values(self, attention: TunedAttention, q: Tensor) -> Tensor:
+        out = self.weights(attention, q).mean(dim=0) @ self.values.to(q.dtype)
+        return out.unflatten(0, (len(q), -1))
+
+
+def recomputed(function: Callable[[TunedAttention, Tensor], Tensor], attention: TunedAttention, q: Tensor) -> Tensor:
+    """``function(attention, q)``. With gradients, the backward pass computes it again instead of keeping the scores."""
+    if torch.is_grad_enabled():
+        return checkpoint(function, attention, q, use_reentrant=False)
+    return function(attention, q)
 
 
 def adopt(module: nn.Module, source: nn.Module) -> None:

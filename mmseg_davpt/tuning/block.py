@@ -45,11 +45,11 @@ class TunedBlock(nn.Module):
 
     ::
 
-        x = x + LS1(attention(LN1(x))) + attention branches(LN1(x))
+        x = x + LS1(attention(LN1(x))) + residual values of prompts + attention branches(LN1(x))
         x = x + LS2(MLP(LN2(x)))       + MLP branches(LN2(x))
 
-    It adopts the block's children under timm's names, so that the state dict keeps its keys. Branches join the residual
-    stream behind LayerScale.
+    It adopts the block's children under timm's names, so that the state dict keeps its keys. Branches and residual
+    values join the residual stream behind LayerScale.
 
     Args:
         block: A block of timm's ViT, EVA or BEiT.
@@ -86,9 +86,10 @@ class TunedBlock(nn.Module):
         methods = [method for method in self.methods if method.active]
         z = self.norm1(x)
         joined = next((prompts for method in methods if (prompts := method.join(self)) is not None), None)
-        if joined is not None:
-            kwargs = {**kwargs, 'joined': joined}
-        x = x + self.drop_path1(self._layer_scale(1, self.attn(z, **kwargs)))
+        out, prompt_out = (self.attn(z, **kwargs), None) if joined is None else self.attn(z, **kwargs, joined=joined)
+        x = x + self.drop_path1(self._layer_scale(1, out))
+        if prompt_out is not None:
+            x = x + prompt_out
         for method in methods:
             if (branch := method.attention_branch(self.index, z, grid)) is not None:
                 x = x + branch

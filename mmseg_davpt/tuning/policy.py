@@ -14,7 +14,7 @@ from ..trunks import Trunk
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .blocks import STEM
 
-PROMPTS = ('prompts', 'shallow_prompts')
+PROMPTS = ('prompts', 'residual_prompts', 'shallow_prompts')
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class DeepPrompts(TuningMethod):
 
     def _project(self, block: TunedBlock) -> JoinedPrompts:
         tokens = block.norm1(self(block.index))
-        keys, values = block.attn.prompt_keys_and_values(tokens)
+        keys, values = block.attn.prompt_keys(tokens), block.attn.prompt_values(tokens)
         if not self.gated:
             return JoinedPrompts(tokens, keys, values)
         return GatedPrompts(tokens, keys, values * self.gates[str(block.index)])

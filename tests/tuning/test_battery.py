@@ -20,6 +20,7 @@ from mmseg_davpt.tuning import TUNING_METHODS, presets
 TRUNKS = dict(fused='vit_tiny_patch16_224', split='eva02_tiny_patch14_224', layer_scale='vit_small_patch14_dinov2')
 OPTIONS = {  # method -> further settings that the battery runs, beside the defaults
     'prompts': [dict(num=3), dict(num=3, gate=True)],
+    'residual_prompts': [dict(num=3)],
     'shallow_prompts': [dict(num=3)],
     'lora': [dict(rank=2), dict(rank=2, targets=('q', 'k', 'v', 'proj'), alpha=5)],
     'dora': [dict(rank=2, targets=('q', 'k', 'v', 'proj'))],
@@ -28,6 +29,7 @@ OPTIONS = {  # method -> further settings that the battery runs, beside the defa
 }
 MIXTURES = [
     dict(prompts=dict(num=3, gate=True), lora=dict(rank=2), adaptformer=dict(dim=4)),
+    dict(residual_prompts=dict(num=3), lora=dict(rank=2), bias=('v',)),
     dict(dora=dict(rank=2), bias=('v',), ssf=True),
     dict(lora=dict(rank=2), ssf=True, norm=True),
     dict(parallel_adapter=dict(dim=4), lora=dict(rank=2), convpass=dict(dim=4)),
@@ -37,6 +39,7 @@ ALONE = [{name: options} for name in sorted(TUNING_METHODS.module_dict) for opti
 # have parameters beside the trunk only.
 EXPECTED = dict(
     prompts=r'tuned\.prompts\.(tokens|gates)\.n',
+    residual_prompts=r'tuned\.residual_prompts\.(tokens|values)\.n',
     shallow_prompts=r'tuned\.shallow_prompts\.tokens\.0',
     lora=r'tuned\.lora\.layers\.n\.(q|k|v|proj)\.lora_[AB]\.default\.weight',
     dora=r'tuned\.dora\.layers\.n\.(q|k|v|proj)\.lora_([AB]|magnitude_vector)\.default\.weight',
@@ -146,7 +149,14 @@ class TestFunction:
 
     def test_merged_trunk_equals_the_tuned_one_or_is_refused(self, trunk, tuning):
         model = perturb(build(trunk, tuning)).double().eval()
-        unmergeable = {'prompts', 'shallow_prompts', 'adaptformer', 'parallel_adapter', 'convpass'} & set(tuning)
+        unmergeable = {
+            'prompts',
+            'residual_prompts',
+            'shallow_prompts',
+            'adaptformer',
+            'parallel_adapter',
+            'convpass',
+        } & set(tuning)
         if unmergeable:
             with pytest.raises(ValueError, match='cannot be merged'):
                 model.merged_trunk()
