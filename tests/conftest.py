@@ -46,7 +46,7 @@ def spread(model):
     """Give norms, biases and prompts values that a mistake would show in; fresh ones are mostly 0 and 1."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if 'norm' in name or name.endswith('bias') or 'tuned.bias' in name or 'token' in name or 'gates' in name:
+            if name.endswith('bias') or any(key in name for key in ('norm', 'tuned.bias', 'token', 'gates', 'values')):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
 
 

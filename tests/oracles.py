@@ -39,24 +39,54 @@ def vpt_deep(trunk, prompts, x, indices, norm=True):
 
 def gated_vpt(trunk, prompts, gates, x, indices):
     """Two attentions in every block, head by head: of the tokens among themselves, and g times of tokens to prompts."""
-    for index, own in prompts.items():
+    for index, tokens in prompts.items():
         block = trunk.blocks[index]
-        block.attn.forward = partial(_attend_twice, block, own, gates[index])
+        block.attn.forward = partial(_attend_twice, block, tokens, gates[index])
     return trunk.forward_intermediates(x, indices=list(indices), intermediates_only=True, norm=True)
 
 
 def _attend_twice(block, prompts, gate, z, **_):
-    attn, own = block.attn, block.norm1(prompts)
+    heads = []
+    for q, k, v, k_p, v_p in _heads(block, prompts, z):
+        weights, prompt_weights = (torch.exp(q @ keys.transpose(-1, -2) / math.sqrt(q.shape[-1])) for keys in (k, k_p))
+        out = weights @ v / weights.sum(-1, keepdim=True)
+        heads.append(out + gate * (prompt_weights @ v_p) / prompt_weights.sum(-1, keepdim=True))
+    return block.attn.proj(torch.cat(heads, dim=-1))
+
+
+def residual_vpt(trunk, prompts, values, x, indices):
+    """timm's blocks as they are; behind each, the difference that residual values make to its first half is added.
+
+    x1 = x + LS1(attention(LN1(x))) + sum_m a_nm V_m, x2 = x1 + LS2(MLP(LN2(x1))), one token and one prompt at a time.
+    """
+    for index, tokens in prompts.items():
+        block = trunk.blocks[index]
+        block.forward = partial(_residual_block, block, tokens, values[index])
+    return trunk.forward_intermediates(x, indices=list(indices), intermediates_only=True, norm=True)
+
+
+def _residual_block(block, prompts, values, x, **_):
+    z = block.norm1(x)
+    update = torch.zeros_like(x)
+    heads = _heads(block, prompts, z)
+    for q, _k, _v, k_p, _v_p in heads:
+        weights = torch.exp(torch.einsum('bnd,md->bnm', q, k_p) / math.sqrt(q.shape[-1]))
+        for prompt, value in enumerate(values):
+            update = update + (weights[..., prompt] / weights.sum(-1))[..., None] * value / len(heads)
+    x = x + block.ls1(block.attn(z)) + update
+    return x + block.ls2(block.mlp(block.norm2(x)))
+
+
+def _heads(block, prompts, z):
+    """Queries, keys and values of the tokens, keys and values of the prompts; of each head."""
+    attn, projected = block.attn, block.norm1(prompts)
     d = z.shape[-1] // attn.num_heads
     heads = []
     for head in range(attn.num_heads):
         rows = slice(head * d, (head + 1) * d)
-        (q, k, v), (_, k_p, v_p) = ([part[..., rows] for part in attn.qkv(t).chunk(3, dim=-1)] for t in (z, own))
-        tokens = torch.exp(q @ k.transpose(-1, -2) / math.sqrt(d))
-        spoken = torch.exp(q @ k_p.T / math.sqrt(d))
-        among = tokens @ v / tokens.sum(-1, keepdim=True)
-        heads.append(among + gate * (spoken @ v_p) / spoken.sum(-1, keepdim=True))
-    return attn.proj(torch.cat(heads, dim=-1))
+        (q, k, v), (_, k_p, v_p) = ([t[..., rows] for t in attn.qkv(x).chunk(3, dim=-1)] for x in (z, projected))
+        heads.append((q, k, v, k_p, v_p))
+    return heads
 
 
 def _without_positions(bias, prefix, m):

@@ -1,11 +1,13 @@
 """Datasets that mmseg lacks, repeatable draws, and checks of the data that a config names."""
 
 from .camvid import CamVidDataset
+from .ccp import CCPDataset
 from .check import check_data_roots, check_sampler
 from .miniscenes import MiniScenesDataset, make_miniscenes
 from .sampling import ReplayableSampler, SeedPerDraw, images_per_pass
 
 __all__ = [
+    'CCPDataset',
     'CamVidDataset',
     'MiniScenesDataset',
     'ReplayableSampler',

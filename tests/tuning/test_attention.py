@@ -68,6 +68,47 @@ def test_gated_prompts_are_attended_to_apart(vit, arch):
         assert not torch.allclose(model(x)[-1], expected[-1])
 
 
+@pytest.mark.parametrize('arch', ['test_vit', 'vit_small_patch14_reg4_dinov2', 'vit_xsmall_patch16_clip_224'])
+@pytest.mark.parametrize('blocks', ['all', (0, 2)])
+def test_residual_values_join_behind_layer_scale(vit, arch, blocks):
+    """Outputs and gradients of prompts, values and image, then through the cache of eval mode."""
+    last = 5 if arch == 'test_vit' else 3
+    options = dict(arch=arch, out_indices=(1, last), prompts=dict(num=7, blocks=blocks), tuning='vpt_residual')
+    model = vit(**options).double().train()
+    size = (2 * model.patch_size[0], 3 * model.patch_size[1])
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    inputs = [*model.prompts.tokens.values(), *model.prompts.values.values(), x]
+    values = {int(index): value for index, value in model.prompts.values.items()}
+    assert all(value.abs().max() > 1e-3 for value in values.values())
+    outputs, expected = model(x), oracles.residual_vpt(plain(model), prompts_of(model), values, x, (1, last))
+    weights = [torch.randn_like(m) for m in expected]
+    gradients = [
+        torch.autograd.grad(sum((m * w).sum() for m, w in zip(maps, weights)), inputs) for maps in (outputs, expected)
+    ]
+    for a, b in zip((*outputs, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        assert b.abs().max() > 1e-6
+        torch.testing.assert_close(a, b, **TOLERANCE)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[-1], expected[-1], **TOLERANCE)
+        model.prompts.values['0'].mul_(2)  # a write in eval mode is noticed
+        assert not torch.allclose(model(x)[-1], expected[-1])
+
+
+def test_residual_values_are_zero_at_the_start_and_trained():
+    options = dict(prompts=dict(num=3), tuning='vpt_residual', out_indices=(5,), allow_random=True)
+    model = PromptedViT('test_vit', False, **options).train()
+    x = torch.randn(1, 3, 64, 64)
+    with model.without_tuning():
+        expected = model(x)[0]
+    assert torch.equal(model(x)[0], expected)
+    (model(x)[0] * torch.randn_like(expected)).sum().backward()
+    assert all(value.grad.abs().max() > 0 for value in model.prompts.values.values())
+    assert not any(tokens.grad.any() for tokens in model.prompts.tokens.values())  # zero values: no choice matters yet
+    with pytest.raises(ValueError, match=r"residual_prompts: unknown option 'gate'"):
+        PromptedViT('test_vit', False, prompts=dict(gate=True), tuning='vpt_residual', out_indices=(5,))
+
+
 def test_a_gate_starts_shut_and_learns():
     model = PromptedViT('test_vit', False, prompts=dict(num=3, gate=True), out_indices=(5,), allow_random=True).train()
     x = torch.randn(1, 3, 64, 64)
@@ -192,15 +233,16 @@ def silent_writes(model):
         parameter.data.copy_(parameter.data + torch.randn_like(parameter))
 
 
-@pytest.mark.parametrize('gate', [False, True])
-def test_validation_after_training_uses_the_new_prompts(vit, gate):
+@pytest.mark.parametrize('tuning', ['vpt_deep', dict(prompts=dict(gate=True)), 'vpt_residual'])
+def test_validation_after_training_uses_the_new_prompts(vit, tuning):
     """Keys and values of eval mode are dropped by train() and eval(), however the prompts were written."""
-    model, x = vit(prompts=dict(num=4, gate=gate)).eval(), torch.randn(1, 3, 64, 64)
+    options = dict(prompts=dict(num=4), tuning=tuning)
+    model, x = vit(**options).eval(), torch.randn(1, 3, 64, 64)
     first = logits(model, x)
     assert torch.equal(logits(model, x), first)
     silent_writes(model.train())
     model.eval()
-    fresh = vit(prompts=dict(num=4, gate=gate)).eval()
+    fresh = vit(**options).eval()
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(logits(model, x), logits(fresh, x))
     assert not torch.allclose(logits(model, x), first, atol=1e-4)
@@ -285,15 +327,14 @@ def test_blocks_before_the_first_prompt_build_no_graph(vit):
     assert last.requires_grad
 
 
-@pytest.mark.parametrize('gate', [False, True])
-def test_checkpointing_gives_the_same_gradients(gate):
+@pytest.mark.parametrize('tuning', ['vpt_deep', dict(prompts=dict(gate=True)), 'vpt_residual'])
+def test_checkpointing_gives_the_same_gradients(tuning):
     x = torch.randn(2, 3, 64, 64)
     gradients = []
     for with_cp in (False, True):
         torch.manual_seed(0)
-        model = PromptedViT(
-            'test_vit', False, out_indices=(5,), prompts=dict(num=3, gate=gate), with_cp=with_cp, allow_random=True
-        )
+        options = dict(out_indices=(5,), prompts=dict(num=3), tuning=tuning, with_cp=with_cp, allow_random=True)
+        model = PromptedViT('test_vit', False, **options)
         torch.manual_seed(1)
         spread(model)
         model.train()
