@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context
@@ -32,6 +33,7 @@ def compare(
     jobs: int = 1,
     only: Sequence[str] | None = None,
     keep: bool = False,
+    minutes: float | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> None:
     """Run a suite and tabulate it. Cells that have a row are not run again; unfinished cells are resumed.
@@ -42,6 +44,7 @@ def compare(
         jobs: Number of cells at a time; they share the CPU's threads.
         only: Run only these methods. The table holds every finished cell.
         keep: Keep the checkpoints.
+        minutes: Stop after this time. Running cells are ended; the next call resumes them.
         options: Options for all cells, as for ``--cfg-options``.
 
     Raises:
@@ -53,7 +56,7 @@ def compare(
     out = Path(out or Path('work_dirs/compare', Path(path).stem))
     rows, pending = find_cells(suite, out, only, options)
     print(f'{Path(path).stem}: {len(rows)} cells have finished, {len(pending)} to run; {out}')
-    failed = run_cells(pending, rows, jobs, keep, options)
+    failed = run_cells(pending, rows, jobs, keep, options, minutes)
     write_results(suite, rows, out)
     if failed:
         raise SystemExit('Failed:\n' + '\n'.join(f'  {folder}/cell.log: {error}' for folder, error in failed))
@@ -88,9 +91,11 @@ def run_cells(
     jobs: int = 1,
     keep: bool = False,
     options: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
 ) -> list[tuple[Path, str]]:
     """Run cells, ``jobs`` at a time; adds their rows to ``rows`` and returns folder and error of those that failed."""
     failed, threads = [], max(1, (os.cpu_count() or 1) // jobs)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     # A fresh process for each cell, because peak memory is measured per process.
     pool = ProcessPoolExecutor(jobs, mp_context=get_context('spawn'), max_tasks_per_child=1)
     with pool, tqdm(total=len(pending), unit='cell', disable=not pending) as progress:
@@ -99,7 +104,12 @@ def run_cells(
             for cell, folder in pending
         }
         while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                print(f'Stopped after {minutes:g} minutes; the same command goes on.')
+                _end(pool)
+                break
+            for future in wait(running, left, FIRST_COMPLETED).done:
                 cell, folder = running.pop(future)
                 if error := future.exception():
                     failed.append((folder, f'{type(error).__name__}: {error}'))
@@ -108,6 +118,14 @@ def run_cells(
                     progress.write(f'{cell.method}, seed {cell.seed}: mIoU {row["mIoU"]:.2f}')
                 progress.update()
     return failed
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool and drop what waits."""
+    processes = list(pool._processes.values())  # public from Python 3.14: terminate_workers
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
 
 
 def _run_in_process(cell: Cell, options: Mapping[str, Any] | None, folder: Path, threads: int, keep: bool) -> Row:

@@ -35,13 +35,14 @@ def prompted(
 ) -> PromptedViT:
     """The backbone of this project; ``late``: prompts in the last third of the blocks only; ``gate``: gated prompts."""
     blocks = tuple(range(workload.depth - workload.depth // 3, workload.depth)) if late else 'all'
+    prompt_options = dict(num=num, blocks=blocks) | (dict(gate=True) if gate else {})
     return PromptedViT(
         workload.arch,
         pretrained=False,
         allow_random=True,
         img_size=workload.side * workload.patch,
         out_indices=workload.activations,
-        prompts=dict(num=num, blocks=blocks, gate=gate) if prompts else None,
+        prompts=prompt_options if prompts else None,
         **options,
     )
 
@@ -123,6 +124,7 @@ def stock_prompted(workload: Workload, num: int = 20) -> PromptTokens:
     return PromptTokens(model, model.layers, num, workload.dims)
 
 
+RESIDUAL: dict[str, Any] = dict(residual_prompts={})  # random prompts: the prototype start costs nothing in a step
 # The guidance of guided cases; the defaults of the class are the paper's. DA-VPT: the paper's method. Gated DA-VPT: the
 # recipe of configs/.
 GUIDANCE: dict[str, dict[str, Any]] = dict(
@@ -134,6 +136,7 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
     'timm trunk, inference': (TimmTrunk, {}, 'inference'),
     '20 prompts, inference': (prompted, dict(tuning='vpt_deep'), 'inference'),
     '20 gated prompts, inference': (prompted, dict(tuning='vpt_deep', gate=True), 'inference'),
+    '20 residual prompts, inference': (prompted, dict(tuning='vpt_residual'), 'inference'),
     'head only': (prompted, dict(tuning='frozen', prompts=False), 'step'),
     'VPT-Deep tokens, M=20': (concatenated, dict(num=20), 'step'),
     'VPT-Deep tokens, M=100': (concatenated, dict(num=100), 'step'),
@@ -145,6 +148,11 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
     'DA-VPT': (prompted, dict(tuning='davpt'), 'paper'),
     'gated DA-VPT': (prompted, dict(tuning='davpt', gate=True), 'gated'),
     'DA-VPT+': (prompted, dict(tuning='davpt_plus'), 'paper'),
+    'residual DA-VPT': (prompted, dict(tuning=RESIDUAL), 'gated'),
+    'residual DA-VPT, last third': (prompted, dict(tuning=RESIDUAL, late=True), 'gated'),
+    'residual DA-VPT, M=10, and LoRA 6': (prompted, dict(tuning=RESIDUAL | dict(lora=dict(rank=6)), num=10), 'gated'),
+    'bias': (prompted, dict(tuning='bias', prompts=False), 'step'),
+    'AdaptFormer': (prompted, dict(tuning='adaptformer', prompts=False), 'step'),
     'LoRA': (prompted, dict(tuning='lora', prompts=False), 'step'),
     'full tuning': (prompted, dict(tuning='full', prompts=False), 'step'),
     'mmseg ViT, frozen': (stock, {}, 'step'),
@@ -155,7 +163,7 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
 
 def available_cases() -> list[str]:
     """All cases; without LoRA if peft is not installed."""
-    return [name for name in CASES if name != 'LoRA' or find_spec('peft')]
+    return [name for name in CASES if 'LoRA' not in name or find_spec('peft')]
 
 
 def build_case(name: str, workload: Workload, weights: dict[type, Any] | None = None) -> Case:

@@ -233,6 +233,17 @@ def test_finished_cells_are_not_run_again(tmp_path, scenes):
     assert log.count('Saving checkpoint at 4 iterations') == 1  # no iteration was left
 
 
+def test_a_run_out_of_time_stops_and_goes_on(tmp_path, scenes):
+    suite, out = write_suite(tmp_path / 'suite.py'), tmp_path / 'out'
+    command = (sys.executable, ROOT / 'tools/compare.py', suite, '--out', out, '--only', 'head only')
+    options = ('--cfg-options', f'data_root={scenes}')
+    stopped = run(*command, '--minutes', 0.05, *options, cwd=tmp_path)  # before the process has imported torch
+    assert 'Stopped after 0.05 minutes; the same command goes on.' in stopped
+    assert not list(out.glob('cells/*/row.json'))
+    assert '0 cells have finished, 1 to run' in run(*command, *options, cwd=tmp_path)
+    assert len(list(out.glob('cells/*/row.json'))) == 1
+
+
 class TestPairedHeads:
     def start(self, tuning):
         torch.manual_seed(len(tuning))  # methods draw different amounts of random numbers
