@@ -1,22 +1,26 @@
-"""How the attention of patches is spread over prompts, by the patches' class."""
+"""How the patches of an image attend to the prompts of a block."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models import PromptedEncoderDecoder
-from ..tuning import DeepPrompts, TunedBlock
+from ..guidance import class_prototypes
+from ..models import PromptedEncoderDecoder, PromptedViT
+from ..tuning import TOKEN_GRID, BlockActivations, DeepPrompts, TunedBlock
 
 
 @torch.no_grad()
 def attention_to_prompts(block: TunedBlock, x: Tensor, rope: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Share of each patch's attention that each prompt gets, mean over the heads.
+    """Attention weights of the patches for the prompts, mean over the heads.
 
-    Gated prompts and residual values have a softmax of their own: their shares sum to 1.
+    They are computed beside the attention of the forward pass, which does not hand them out. Gated prompts and residual
+    values have a softmax of their own: their weights sum to 1.
 
     Args:
         block: A prompted block.
@@ -40,49 +44,197 @@ def attention_to_prompts(block: TunedBlock, x: Tensor, rope: Tensor | None, bias
     return scores.softmax(dim=-1)[..., : keys.shape[-2]].mean(dim=1)
 
 
+@dataclass(frozen=True)
+class PromptAttention:
+    """Attention of patches to the prompts of one block, summed by the patches' class.
+
+    Attributes:
+        table: Attention mass of the patches of a class on a prompt, ``(C, M)``, float64.
+        patches: Number of patches of each class, ``(C,)``; a patch counts for a class by its label fraction.
+        assignment: Prompt of each class, ``(C,)``, -1 without one; ``None`` where the block is not guided.
+    """
+
+    table: Tensor
+    patches: Tensor
+    assignment: Tensor | None
+
+    def describe(self) -> dict[str, float]:
+        """The table in a few numbers.
+
+        Returns:
+            ``to_prompts``: percent of a patch's attention that goes to prompts (mean over patches).
+            ``to_own``: own-prompt attention share, the percent of that which goes to the prompt of the patch's class;
+            only with an assignment.
+            ``own_by_chance``: what ``to_own`` would be if prompts did not tell classes apart: the same prompts, the
+            mean over all classes, each with the weight of its patches.
+            ``bits``: mutual information of a patch's class and the prompt that it attends to; 0 if all classes attend
+            alike.
+        """
+        joint = self.table / self.table.sum()
+        of_class, of_prompt = joint.sum(dim=1, keepdim=True), joint.sum(dim=0, keepdim=True)
+        ratio = torch.where(joint > 0, joint / (of_class * of_prompt), 1.0)
+        described = dict(
+            to_prompts=100 * (self.table.sum() / self.patches.sum()).item(),
+            bits=(joint * ratio.log2()).sum().clamp(min=0).item(),
+        )
+        if self.assignment is not None and (self.assignment >= 0).any():
+            assigned = self.assignment >= 0
+            classes, prompts = torch.nonzero(assigned).squeeze(1), self.assignment[assigned]
+            described['to_own'] = 100 * joint[classes, prompts].sum().item()
+            described['own_by_chance'] = 100 * (of_class[classes, 0] * of_prompt[0, prompts]).sum().item()
+        return described
+
+
+def prompted_blocks(model: PromptedEncoderDecoder, blocks: Sequence[int]) -> list[int]:
+    """Indices among the prompted blocks -> block indices.
+
+    Args:
+        model: A segmentor with deep prompts.
+        blocks: Which of the prompted blocks; negative ones count from the last.
+
+    Raises:
+        ValueError: The model has no deep prompts, or fewer prompted blocks.
+    """
+    prompts = model.backbone.prompts
+    if not isinstance(prompts, DeepPrompts):
+        raise ValueError(
+            'prompt attention needs a model with deep prompts (tuning vpt_deep, davpt, davpt_residual ...)'
+        )
+    known = sorted(prompts.blocks)
+    if wrong := [block for block in blocks if not -len(known) <= block < len(known)]:
+        raise ValueError(f'block {wrong[0]}: the model has {len(known)} prompted blocks')
+    return [known[block] for block in blocks]
+
+
 @torch.no_grad()
-def attention_mass(
-    model: PromptedEncoderDecoder, batches: Iterable[dict[str, Any]], block: int = -1
-) -> dict[str, float]:
-    """Measure a block's attention to its prompts.
+def measure_attention(
+    model: PromptedEncoderDecoder, batches: Iterable[dict[str, Any]], blocks: Sequence[int] = (-1,)
+) -> dict[int, PromptAttention]:
+    """Measure the attention to prompts on labelled images.
 
     Args:
         model: A segmentor with deep prompts, with or without guidance; not wrapped for distributed training.
         batches: Of a data loader, with labels.
-        block: Which of the prompted blocks.
+        blocks: Which of the prompted blocks.
 
     Returns:
-        ``to_prompts``: percent of a patch's attention that goes to prompts (mean over patches).
-        ``to_own``: percent of that which goes to the prompt of the patch's own class; only with an assignment.
-        ``own_by_chance``: what ``to_own`` would be if prompts did not tell classes apart: the same prompts, the mean
-        over all classes, each with the weight of its patches.
-        ``bits``: mutual information of a patch's class and the prompt that it attends to; 0 if all classes attend
-        alike.
+        Block index -> its attention, over all batches.
     """
-    backbone = model.backbone
-    index = sorted(cast(DeepPrompts, backbone.prompts).blocks)[block]
-    tuned_block = backbone.trunk.blocks[index]
-    table = torch.zeros(model.num_classes, backbone.prompt_counts[index], dtype=torch.float64)
+    indices = prompted_blocks(model, blocks)
+    counts = model.backbone.prompt_counts
+    tables = {index: torch.zeros(model.num_classes, counts[index], dtype=torch.float64) for index in indices}
     patches = torch.zeros(model.num_classes, dtype=torch.float64)
     fractions: Tensor  # of the batch in the forward pass
 
-    def measure(_: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
-        mass = attention_to_prompts(tuned_block, args[0], kwargs.get('rope'), kwargs.get('shared_rel_pos_bias'))
-        table.add_(torch.einsum('bnc,bnm->cm', fractions.double(), mass.double()).cpu())
-        patches.add_(fractions.double().sum(dim=(0, 1)).cpu())
+    def measure(index: int, weights: Tensor) -> None:
+        tables[index].add_(torch.einsum('bnc,bnm->cm', fractions.double(), weights.double()).cpu())
 
-    was_training = model.training
-    model.eval()
-    handle = tuned_block.attn.register_forward_pre_hook(measure, with_kwargs=True)
-    try:
+    with _evaluating(model), _observed(model.backbone, indices, measure):
         for batch in batches:
             batch = model.data_preprocessor(batch, training=True)
             fractions = model.class_fractions(batch['data_samples'])
-            backbone(batch['inputs'])
-    finally:
-        handle.remove()
-        model.train(was_training)
-    return _describe(table, patches, _assignment(model, index))
+            patches.add_(fractions.double().sum(dim=(0, 1)).cpu())
+            model.backbone(batch['inputs'])
+    return {index: PromptAttention(tables[index], patches, _assignment(model, index)) for index in indices}
+
+
+def attention_mass(
+    model: PromptedEncoderDecoder, batches: Iterable[dict[str, Any]], block: int = -1
+) -> dict[str, float]:
+    """:meth:`PromptAttention.describe` of one prompted block; arguments as for :func:`measure_attention`."""
+    (measured,) = measure_attention(model, batches, [block]).values()
+    return measured.describe()
+
+
+@torch.no_grad()
+def attention_maps(model: PromptedEncoderDecoder, inputs: Tensor, blocks: Sequence[int] = (-1,)) -> dict[int, Tensor]:
+    """Attention to each prompt over the image.
+
+    Args:
+        model: A segmentor with deep prompts.
+        inputs: Normalised images, ``(B, 3, H, W)``.
+        blocks: Which of the prompted blocks.
+
+    Returns:
+        Block index -> ``(B, M, h, w)`` in [0, 1], on the grid of patches (of the padded image).
+    """
+    indices, maps = prompted_blocks(model, blocks), {}
+
+    def keep(index: int, weights: Tensor) -> None:
+        assert TOKEN_GRID.size is not None  # set during PromptedViT.forward
+        maps[index] = weights.transpose(1, 2).unflatten(2, TOKEN_GRID.size).cpu()
+
+    with _evaluating(model), _observed(model.backbone, indices, keep):
+        model.backbone(inputs)
+    return maps
+
+
+@dataclass(frozen=True)
+class PromptSpace:
+    """Prompts, patches and class prototypes of one block, in the spaces that the guidance compares.
+
+    With ``center_prototypes``, the mean prototype is subtracted from patches and prototypes, as in the guidance.
+
+    Attributes:
+        prompts: ``(M, D)``.
+        patches: A sample of patches, ``(P, D)``.
+        classes: Class that covers most of each sampled patch, ``(P,)``.
+        prototypes: Mean of each class over all batches, ``(C, D)``; zero for absent classes.
+        counts: Number of patches of each class, ``(C,)``.
+        assignment: Prompt of each class, ``(C,)``, -1 without one; ``None`` where the block is not guided.
+    """
+
+    prompts: Tensor
+    patches: Tensor
+    classes: Tensor
+    prototypes: Tensor
+    counts: Tensor
+    assignment: Tensor | None
+
+
+@torch.no_grad()
+def prompt_space(
+    model: PromptedEncoderDecoder, batches: Iterable[dict[str, Any]], block: int = -1, per_batch: int = 100
+) -> PromptSpace:
+    """Collect prompts, patches and class prototypes for a 2-D map.
+
+    Args:
+        model: A segmentor with deep prompts. Samples and prompts are in ``sample_space`` and ``prompt_space`` of its
+            guidance; without guidance, queries and keys.
+        batches: Of a data loader, with labels.
+        block: Which of the prompted blocks.
+        per_batch: Number of patches that are sampled from a batch, evenly spaced among the labelled ones.
+    """
+    (index,) = prompted_blocks(model, [block])
+    guidance = model.guidance
+    spaces = ('query', 'key') if guidance is None else (guidance.sample_space, guidance.prompt_space)
+    sums, counts = torch.zeros(model.num_classes, model.backbone.embed_dims), torch.zeros(model.num_classes)
+    patches, classes, prompts = [], [], torch.empty(0)
+    with _evaluating(model):
+        for batch in batches:
+            batch = model.data_preprocessor(batch, training=True)
+            fractions = model.class_fractions(batch['data_samples'])
+            with model.backbone.record([index]) as activations:
+                model.backbone(batch['inputs'])
+            recorded: BlockActivations = activations[index]
+            samples = _in_space(recorded, recorded.attn_out if spaces[0] == 'attn_out' else recorded.tokens, spaces[0])
+            prompts = _in_space(recorded, recorded.prompts, spaces[1]).float().cpu()
+            means, _ = class_prototypes(samples.flatten(0, 1)[None], fractions.flatten(0, 1)[None])
+            mass = fractions.sum(dim=(0, 1)).cpu()
+            sums += mass[:, None] * means[0].float().cpu()
+            counts += mass
+            labelled = torch.nonzero(fractions.sum(dim=2).flatten() > 0.5).squeeze(1)
+            chosen = labelled[torch.linspace(0, len(labelled) - 1, min(per_batch, len(labelled))).long()]
+            patches.append(samples.flatten(0, 1)[chosen].float().cpu())
+            classes.append(fractions.flatten(0, 1)[chosen].argmax(dim=1).cpu())
+    prototypes = sums / counts.clamp(min=1e-9)[:, None]
+    center = prototypes[counts > 0].mean(dim=0) if guidance is not None and guidance.center_prototypes else 0.0
+    vectors = torch.cat(patches) - center, torch.cat(classes), prototypes - center
+    return PromptSpace(prompts, *vectors, counts, _assignment(model, index))
+
+
+def _in_space(recorded: BlockActivations, x: Tensor, space: str) -> Tensor:
+    return recorded.project(x, space) if space in ('query', 'key') else x
 
 
 def _assignment(model: PromptedEncoderDecoder, block: int) -> Tensor | None:
@@ -91,17 +243,35 @@ def _assignment(model: PromptedEncoderDecoder, block: int) -> Tensor | None:
     return model.guidance.assignment_of[block].assignment.cpu()
 
 
-def _describe(table: Tensor, patches: Tensor, assignment: Tensor | None) -> dict[str, float]:
-    """``table[c, m]``: attention mass from patches of class ``c`` to prompt ``m``."""
-    joint = table / table.sum()
-    of_class, of_prompt = joint.sum(dim=1, keepdim=True), joint.sum(dim=0, keepdim=True)
-    ratio = torch.where(joint > 0, joint / (of_class * of_prompt), 1.0)
-    described = dict(
-        to_prompts=100 * (table.sum() / patches.sum()).item(), bits=(joint * ratio.log2()).sum().clamp(min=0).item()
-    )
-    if assignment is not None and (assignment >= 0).any():
-        seen = assignment >= 0
-        classes, prompts = torch.nonzero(seen).squeeze(1), assignment[seen]
-        described['to_own'] = 100 * joint[classes, prompts].sum().item()
-        described['own_by_chance'] = 100 * (of_class[classes, 0] * of_prompt[0, prompts]).sum().item()
-    return described
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and the former mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _observed(backbone: PromptedViT, blocks: Sequence[int], receive: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """While open, every forward pass hands the attention of the blocks to ``receive(block, (B, N, M))``."""
+
+    def observe(index: int) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+            block = backbone.trunk.blocks[index]
+            weights = attention_to_prompts(block, args[0], kwargs.get('rope'), kwargs.get('shared_rel_pos_bias'))
+            receive(index, weights)
+
+        return hook
+
+    handles = [
+        backbone.trunk.blocks[index].attn.register_forward_pre_hook(observe(index), with_kwargs=True)
+        for index in blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
