@@ -6,6 +6,7 @@ The content of a file decides on its format, never its name. No function here ru
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 import zipfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.lib import format as npy
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,7 +22,14 @@ from .pickles import BoundedUnpickler, Inert, RefusedError, ScriptUnpickler
 
 
 class WeightsError(RuntimeError):
-    """Pretrained weights are missing or unreadable, or do not fit the trunk."""
+    """Pretrained weights or a checkpoint are missing or unreadable, or do not fit the model."""
+
+
+class UnsafeFileError(WeightsError):
+    """A file holds objects whose loading would run code."""
+
+
+_MAX_RATIO, _MIN_BYTES = 20, 2**26  # of a compressed NumPy archive: weights hardly compress
 
 
 def is_npz(path: Path) -> bool:
@@ -42,7 +51,8 @@ def read_checkpoint(path: Path) -> Any:
         The content of the file: a mapping, often nested, with tensors.
 
     Raises:
-        WeightsError: The file is missing, damaged, of another format, or holds objects whose loading would run code.
+        WeightsError: The file is missing, damaged, of another format, or larger in memory than on the disk.
+        UnsafeFileError: It holds objects whose loading would run code.
     """
     kind = _kind(path)
     try:
@@ -52,7 +62,41 @@ def read_checkpoint(path: Path) -> Any:
             return _read_torchscript(path)
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except Exception as error:  # a damaged file fails in many ways
+        if blocked := re.search(r"GLOBAL ((call|object|state|tensor) of .*|\S+( of '\w+')?)", str(error)):
+            raise UnsafeFileError(
+                f'Cannot read weights from {path}: it holds objects whose loading would run code ({blocked[1]}). If '
+                'you trust the file, save only its tensors: '
+                "torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], NEW_FILE)"
+            ) from error
         raise WeightsError(f'Cannot read weights from {path}: {_reason(path, kind, error)}') from error
+
+
+def check_npz(path: Path) -> None:
+    """Refuse a NumPy archive whose arrays are not what its records hold, or much larger than the file.
+
+    NumPy reserves the memory that the header of an array asks for.
+
+    Raises:
+        RefusedError: The message names the array.
+        Exception: The archive is damaged, in one of many ways.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if len({record.filename for record in records}) < len(records):
+            raise RefusedError('two of its records have one name')
+        size = sum(record.file_size for record in records)
+        if size > max(_MAX_RATIO * path.stat().st_size, _MIN_BYTES):
+            raise RefusedError(f'{size} bytes in a file of {path.stat().st_size}: no weights compress so well')
+        for record in records:
+            with archive.open(record) as file:
+                version = npy.read_magic(file)
+                read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read_header(file)
+                header = file.tell()
+            if dtype.hasobject:
+                raise RefusedError(f'{record.filename} is an array of objects, whose loading would run code')
+            if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != record.file_size - header:
+                raise RefusedError(f'{record.filename} of shape {shape} has {record.file_size - header} bytes')
 
 
 def _kind(path: Path) -> str:
@@ -66,8 +110,11 @@ def _kind(path: Path) -> str:
     if start[8:] == b'{':  # 8 bytes: the size of the JSON header
         return 'safetensors'
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception:  # a damaged directory fails in many ways; reading it says how
+            return 'torch'
         if any(name.endswith('.npy') for name in names):
             return 'npz'
         if any(name.endswith('/constants.pkl') for name in names):
@@ -83,11 +130,6 @@ def _reason(path: Path, kind: str, error: Exception) -> str:
                 f'it is no safetensors, torch or .npz file, it starts with {start!r}. Download it again: it is '
                 'incomplete, a web page, or a pointer of Git LFS'
             )
-    if blocked := re.search(r"GLOBAL ((call|object|state|tensor) of .*|\S+( of '\w+')?)", str(error)):
-        return (
-            f'it holds objects whose loading would run code ({blocked[1]}). If you trust the file, save only its '
-            "tensors: torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], NEW_FILE)"
-        )
     return str(error) if isinstance(error, RefusedError) else f'{type(error).__name__}: {error}'
 
 
