@@ -60,7 +60,7 @@ def read_checkpoint(path: Path) -> Any:
             return load_file(path)
         if kind == 'torchscript':
             return _read_torchscript(path)
-        return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        return _read_zip(path) if _is_zip(path) else _read_legacy(path)
     except Exception as error:  # a damaged file fails in many ways
         if blocked := re.search(r"GLOBAL ((call|object|state|tensor) of .*|\S+( of '\w+')?)", str(error)):
             raise UnsafeFileError(
@@ -99,6 +99,13 @@ def check_npz(path: Path) -> None:
                 raise RefusedError(f'{record.filename} of shape {shape} has {record.file_size - header} bytes')
 
 
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of archives on several disks
+        return False
+
+
 def _kind(path: Path) -> str:
     if not path.is_file():
         raise WeightsError(
@@ -109,7 +116,7 @@ def _kind(path: Path) -> str:
         start = file.read(9)
     if start[8:] == b'{':  # 8 bytes: the size of the JSON header
         return 'safetensors'
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
@@ -123,7 +130,7 @@ def _kind(path: Path) -> str:
 
 
 def _reason(path: Path, kind: str, error: Exception) -> str:
-    if kind == 'torch' and not zipfile.is_zipfile(path):
+    if kind == 'torch' and not _is_zip(path):
         start = path.read_bytes()[:24]
         if start[:1] != b'\x80':  # the first byte of every pickle, thus of every legacy torch file
             return (
