@@ -18,7 +18,7 @@ from foreign_formats import jax_arrays, random_, vit
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
-MEGABYTES = 400  # that reading one small file may add; the bombs want gigabytes
+MEGABYTES = 250  # that reading one small file may add; the bombs want more
 
 
 def read_in_child(tmp_path, files):
