@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,14 @@ class CheckpointCheckHook(Hook):
         if training and not runner._resume:
             for name in _drop_modules(checkpoint, list(state), runner.cfg.get('load_from_skip') or ()):
                 del state[name]
-        require_tensors(state, tensors_of(checkpoint), source)
+        tensors = tensors_of(checkpoint)
+        for name in [name for name in state if _FILLED.fullmatch(name) and name not in tensors]:
+            del state[name]
+        require_tensors(state, tensors, source)
+
+
+# What the guidance fills in for checkpoints from before it existed.
+_FILLED = re.compile(r'guidance\.assignments\.\d+\.new_mass')
 
 
 def inference_state(model: nn.Module) -> dict[str, Tensor]:

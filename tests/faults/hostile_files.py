@@ -30,6 +30,7 @@ def number(value):
 def torch_zip(path, data, storages=(), compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, 'w', compression, compresslevel=1) as archive:
         archive.writestr('archive/data.pkl', data)
+        archive.writestr('archive/version', '3\n')
         for key, content in dict(storages).items():
             archive.writestr(f'archive/data/{key}', content)
     return path
@@ -41,16 +42,16 @@ def legacy(path, data, keys=(), values=b''):
     return path
 
 
-def storage(numel, key='0'):
+def storage(numel, key='0', more=b''):
     kind = name('torch', 'FloatStorage')
-    return b'(' + text('storage') + kind + text(key) + text('cpu') + number(numel) + b'tQ'
+    return b'(' + text('storage') + kind + text(key) + text('cpu') + number(numel) + more + b'tQ'
 
 
-def tensor(size, stride, numel, key='0'):
+def tensor(size, stride, numel, key='0', more=b''):
     """``_rebuild_tensor_v2(storage, 0, size, stride, False, OrderedDict())``."""
     numbers = [b'(' + b''.join(map(number, values)) + b't' for values in (size, stride)]
     hooks = name('collections', 'OrderedDict') + b')R'
-    arguments = b'(' + storage(numel, key) + b'K\0' + numbers[0] + numbers[1] + b'\x89' + hooks + b't'
+    arguments = b'(' + storage(numel, key, more) + b'K\0' + numbers[0] + numbers[1] + b'\x89' + hooks + b't'
     return name('torch._utils', '_rebuild_tensor_v2') + arguments + b'R'
 
 
@@ -61,8 +62,9 @@ def entry(value):
 
 def doubled(kind, times=60):
     """An object that holds itself twice, that twice, ...: 2**times when written out."""
-    twice = dict(tuple=b'h\0h\0\x86q\0', list=b'](h\0h\0eq\0')[kind]
-    return dict(tuple=b')q\0', list=b']q\0')[kind] + twice * times
+    if kind == 'tuple':
+        return b')' + b'q\0h\0\x86' * times
+    return b'](' * times + b']' + b'q\0h\0e' * times
 
 
 def encoded(times):
@@ -83,7 +85,7 @@ def overlapping(path):
     at = content.rindex(b'PK\x01\x02')
     more = b''.join(content[at:end].replace(b'/0', f'/{key}'.encode()) for key in range(1, 10))
     start = struct.unpack('<I', content[end + 16 : end + 20])[0]
-    tail = struct.pack('<4s4H2IH', b'PK\x05\x06', 0, 0, 11, 11, end - start + len(more), start, 0)
+    tail = struct.pack('<4s4H2IH', b'PK\x05\x06', 0, 0, 12, 12, end - start + len(more), start, 0)
     path.write_bytes(content[:end] + more + tail)
     return path
 
@@ -134,7 +136,7 @@ BOMBS = {
     ),
     'storage larger than its record': lambda p: torch_zip(p, entry(tensor((2**40,), (1,), 2**40)), {'0': bytes(64)}),
     'storage a little larger than its record': lambda p: torch_zip(p, entry(tensor((17,), (1,), 17)), {'0': bytes(64)}),
-    'legacy storage larger than the file': lambda p: legacy(p, entry(tensor((2**34,), (1,), 2**34)), ['0']),
+    'legacy storage larger than the file': lambda p: legacy(p, entry(tensor((2**34,), (1,), 2**34, more=b'N')), ['0']),
     'tensor repeated by strides of 0': lambda p: torch_zip(
         p, entry(tensor((2**20, 2**20), (0, 0), 16)), {'0': bytes(64)}
     ),
@@ -209,6 +211,7 @@ TENSORS = {
 def _twice(path):
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('archive/data.pkl', entry(b'N'))
+        archive.writestr('archive/version', '3\n')
         archive.writestr('archive/data.pkl', ops(b'N'))
     return path
 
