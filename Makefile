@@ -8,7 +8,7 @@ WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 STACKLESS := datasets/test_download datasets/test_prepare weights/test_fetch weights/test_convert
 STACKLESS += guidance/test_guidance_functions tuning/test_battery trunks/test_projections
 
-.PHONY: train test test-upstream lint types format clean
+.PHONY: train test test-upstream test-faults lint types format clean
 
 train: .venv/installed $(WEIGHTS)
 	$(BIN)/python tools/train.py $(CONFIG)
@@ -20,6 +20,10 @@ test: .venv/installed-dev
 # The same tests on upstream's mmsegmentation 1.2.2, but for those that meet nothing of OpenMMLab.
 test-upstream: .venv-upstream/installed
 	.venv-upstream/bin/python -m pytest -n 2 --dist loadscope $(addprefix --ignore=tests/,$(addsuffix .py,$(STACKLESS)))
+
+# The long fault injection; a fast selection is part of the tests. -s shows the outcomes.
+test-faults: .venv/installed-dev
+	$(BIN)/python -m pytest -s -m faults tests/faults
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -11,11 +11,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mmseg_davpt.apis import (
+    checked_checkpoints,
     draw_predictions,
     load_config,
     prepare_launcher,
     prepare_test,
-    require_complete,
     run_multi_scale,
     run_single_scale,
     save_results,
@@ -34,6 +34,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--json', help='file for the results (default: WORK_DIR/test_CHECKPOINT.json)')
     parser.add_argument('--out', help='folder for predicted masks (with --tta: of the multi-scale test)')
     parser.add_argument('--show-dir', help='folder for pictures of predictions (with --tta: of the multi-scale test)')
+    parser.add_argument('--trust-checkpoint', action='store_true', help='run the code that the checkpoint holds')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
@@ -52,7 +53,6 @@ def main() -> None:
     prepare_launcher(cfg, args.launcher)
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    require_complete(model, args.checkpoint)
     grid = PictureGridHook(draw_after_test=False)
     runner.register_hook(grid)
     tests = dict(single_scale=(run_single_scale, 'picture_grid.png'))
@@ -60,13 +60,14 @@ def main() -> None:
         tests['multi_scale'] = (run_multi_scale, 'picture_grid_multi_scale.png')
     path = args.json or Path(runner.work_dir, f'test_{Path(args.checkpoint).stem}.json')
     results, pictures = {}, []
-    for name, (run_test, picture) in tests.items():
-        if args.show_dir:
-            draw_predictions(runner, name == list(tests)[-1])  # one folder, hence the pictures of one test
-        results[name] = run_test(runner, cfg)
-        if is_main_process():  # results first: a picture must not lose them
-            save_results(path, args.config, args.checkpoint, len(runner.test_dataloader.dataset), results)
-            pictures.append(grid.draw(runner, Path(runner.work_dir, picture)))
+    with checked_checkpoints(runner, args.trust_checkpoint):
+        for name, (run_test, picture) in tests.items():
+            if args.show_dir:
+                draw_predictions(runner, name == list(tests)[-1])  # one folder, hence the pictures of one test
+            results[name] = run_test(runner, cfg)
+            if is_main_process():  # results first: a picture must not lose them
+                save_results(path, args.config, args.checkpoint, len(runner.test_dataloader.dataset), results)
+                pictures.append(grid.draw(runner, Path(runner.work_dir, picture)))
     if is_main_process():
         print()
         for name, result in zip(('mIoU-SS', 'mIoU-MS'), results.values()):

@@ -6,7 +6,7 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from mmseg_davpt.apis import enable_amp, load_config, prepare_launcher
+from mmseg_davpt.apis import checked_checkpoints, enable_amp, load_config, prepare_launcher
 from mmseg_davpt.datasets import check_data_roots, check_sampler
 
 
@@ -16,6 +16,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG)')
     parser.add_argument('--resume', action='store_true', help='continue from the latest checkpoint in the work dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bfloat16 autocast on a CPU)')
+    parser.add_argument('--trust-checkpoint', action='store_true', help='run the code that the checkpoint holds')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by old launchers')
@@ -31,7 +32,9 @@ def main() -> None:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)
     prepare_launcher(cfg, args.launcher)
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    with checked_checkpoints(runner, args.trust_checkpoint):
+        runner.train()
 
 
 if __name__ == '__main__':

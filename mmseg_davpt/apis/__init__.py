@@ -1,18 +1,19 @@
 """Functions for command lines and notebooks: config loading, testing, inference."""
 
+from .checkpoints import checked_checkpoints, require_complete, safe_checkpoints
 from .inference import find_images, segment_images
 from .launch import enable_amp, leave_process_group, load_config, prepare_launcher
 from .testing import (
     draw_predictions,
     library_versions,
     prepare_test,
-    require_complete,
     run_multi_scale,
     run_single_scale,
     save_results,
 )
 
 __all__ = [
+    'checked_checkpoints',
     'draw_predictions',
     'enable_amp',
     'find_images',
@@ -24,6 +25,7 @@ __all__ = [
     'require_complete',
     'run_multi_scale',
     'run_single_scale',
+    'safe_checkpoints',
     'save_results',
     'segment_images',
 ]

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
 from tqdm import tqdm
 
-from .testing import require_complete
+from .checkpoints import require_complete, safe_checkpoints
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -41,7 +41,13 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def segment_images(
-    cfg: Config, checkpoint: str | Path, images: Sequence[Path], out: Path, opacity: float = 0.5, device: str = 'cpu'
+    cfg: Config,
+    checkpoint: str | Path,
+    images: Sequence[Path],
+    out: Path,
+    opacity: float = 0.5,
+    device: str = 'cpu',
+    trust_checkpoint: bool = False,
 ) -> dict[Path, str]:
     """Segment images one by one.
 
@@ -53,6 +59,7 @@ def segment_images(
             ``overlays/NAME.jpg`` the image under the colors of the classes.
         opacity: Opacity of the classes in an overlay, in [0, 1].
         device: Device of the model.
+        trust_checkpoint: Read the checkpoint with pickle, which runs the code that it holds.
 
     Returns:
         Images that could not be segmented, each with the reason. The others are written.
@@ -61,8 +68,9 @@ def segment_images(
         FileNotFoundError: The checkpoint does not exist.
         ValueError: The checkpoint does not fit the config.
     """
-    model = init_model(cfg, str(checkpoint), device=device)
-    require_complete(model, checkpoint)
+    with safe_checkpoints(trust_checkpoint):
+        model = init_model(cfg, str(checkpoint), device=device)
+    require_complete(model, checkpoint, trust_checkpoint)
     palette = np.array(model.dataset_meta['palette'])
     failed: dict[Path, str] = {}
     for path in tqdm(images, desc='segment'):

@@ -1,10 +1,9 @@
-"""Tests of a checkpoint: is it complete, single and multi scale, results as JSON."""
+"""Tests of a checkpoint: single and multi scale, results as JSON."""
 
 from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -18,45 +17,13 @@ import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
-from mmengine.runner import CheckpointLoader, Runner, TestLoop
+from mmengine.runner import Runner, TestLoop
 from mmseg.engine.hooks import SegVisualizationHook
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS, MODELS
-from torch import nn
 
 from ..engine import PerClassIoUMetric
 from ..version import __version__
-
-
-def require_complete(model: nn.Module, checkpoint: str | Path) -> None:
-    """Refuse a checkpoint that would leave parts of the model random; mmengine only warns.
-
-    Args:
-        model: The segmentor.
-        checkpoint: A checkpoint of the whole model. The guidance may be missing: inference does not need it. A prefix
-            ``module.`` of a wrapped model is ignored, as mmengine does.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: Tensors are missing or have another shape; the message names some.
-    """
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'no checkpoint at {checkpoint}; training writes it to work_dirs/CONFIG/iter_N.pth')
-    state = CheckpointLoader.load_checkpoint(str(checkpoint), map_location='cpu')
-    state = {re.sub(r'^module\.', '', name): value for name, value in state.get('state_dict', state).items()}
-    problems = []
-    for name, tensor in model.state_dict().items():
-        if name.startswith('guidance.'):
-            continue
-        if name not in state:
-            problems.append(f'{name} is missing')
-        elif state[name].shape != tensor.shape:
-            problems.append(f'{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}')
-    if problems:
-        more = f' and {len(problems) - 4} more' if len(problems) > 4 else ''
-        raise ValueError(
-            f'{checkpoint} does not fit this config: {"; ".join(problems[:4])}{more}. Was it made with another config?'
-        )
 
 
 def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = None) -> None:

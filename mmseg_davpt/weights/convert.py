@@ -19,7 +19,8 @@ import torch
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from .formats import WeightsError
+from .checkpoints import FLOATS
+from .formats import WeightsError, check_npz
 
 # Entries of a checkpoint with weights; the first match wins. Averaged weights come before raw ones, as timm and DINO
 # evaluate them.
@@ -137,7 +138,8 @@ def _select_entry(checkpoint: Any) -> Encoder:
         content = ', '.join(map(str, list(items)[:6])) if items else type(checkpoint).__name__
         raise WeightsError(f'no tensors in it, only: {content}. Known entries are {", ".join(_ENTRIES)}')
     skipped = [str(name) for name in items if str(name) not in state]
-    return Encoder({name: t.float() if t.is_floating_point() else t for name, t in state.items()}, notes, skipped)
+    # Other types stay, for the check of load.py to name them.
+    return Encoder({name: t.float() if t.dtype in FLOATS else t for name, t in state.items()}, notes, skipped)
 
 
 def _select_prefix(encoder: Encoder, prefix: str, strip: bool) -> None:
@@ -235,12 +237,15 @@ def read_npz(path: Path, trunk: nn.Module) -> Encoder:
     """
     if not hasattr(trunk, 'load_pretrained'):
         raise WeightsError(f'a NumPy archive, which holds a plain ViT; {type(trunk).__name__} has no such weights')
-    shapes = _array_shapes(path)
+    shapes, problems = _inspect_arrays(path)
     kernel = next((name for name in shapes if name.endswith('embedding/kernel')), None)
     if kernel is None:
         raise WeightsError(f'no JAX ViT: no embedding/kernel among {", ".join(list(shapes)[:6])}')
     prefix = kernel.removesuffix('embedding/kernel')
     vit_shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    for name in vit_shapes:
+        if prefix + name in problems and not name.startswith(_CLASSIFIER):
+            raise WeightsError(problems[prefix + name])
     state = _fill_copy(path, trunk, vit_shapes)
     encoder = Encoder(state, [f'{prefix}*'] if prefix else [], [name for name in shapes if not name.startswith(prefix)])
     for name, shape in vit_shapes.items():
@@ -248,7 +253,7 @@ def read_npz(path: Path, trunk: nn.Module) -> Encoder:
             encoder.skipped.append(prefix + name)
         elif name.startswith('MAPHead_0/') and 'attn_pool.latent' in state:
             continue
-        elif name.startswith(('head/', 'pre_logits/', 'MAPHead_0/')):
+        elif name.startswith((*_CLASSIFIER, 'MAPHead_0/')):
             encoder.skipped.append(prefix + name)
         elif not _is_read(name, shape, trunk):
             state[prefix + name] = torch.empty(shape)  # counts as unexpected
@@ -256,20 +261,27 @@ def read_npz(path: Path, trunk: nn.Module) -> Encoder:
 
 
 _NORM = 'Transformer/encoder_norm/'
+_CLASSIFIER = ('head/', 'pre_logits/')
 
 
-def _array_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each array; every array is read, which finds damage."""
+def _inspect_arrays(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Return the shape of each array, and what is wrong with values; every array is read, which finds damage."""
+    shapes, problems = {}, {}
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            for name in archive.files:
+                array = archive[name]
+                shapes[name] = array.shape
+                if array.dtype.kind == 'V':
+                    problems[name] = f'{name} has a type that NumPy does not know (bfloat16): save it as float32'
+                elif array.dtype.kind != 'f':
+                    problems[name] = f'{name} is {array.dtype} instead of float32'
+                elif not np.isfinite(array).all():
+                    problems[name] = f'{name} holds values that are not finite (NaN or infinite)'
     except Exception as error:  # a damaged file raises exceptions of many types
         raise WeightsError(f'a damaged NumPy archive ({type(error).__name__}: {error})') from error
-    if unknown := [name for name, array in arrays.items() if array.dtype.kind == 'V']:
-        raise WeightsError(
-            f'{unknown[0]} and others have a type that NumPy does not know (bfloat16): save them as float32'
-        )
-    return {name: array.shape for name, array in arrays.items()}
+    return shapes, problems
 
 
 def _fill_copy(path: Path, trunk: nn.Module, vit_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -5,26 +5,31 @@ The content of a file decides on its format, never its name. No function here ru
 
 from __future__ import annotations
 
-import argparse
-import pickle
+import io
+import math
 import re
-import threading
+import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.lib import format as npy
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..compat import checkpoint_types
+from .pickles import BoundedUnpickler, Inert, RefusedError, ScriptUnpickler
 
 
 class WeightsError(RuntimeError):
-    """Pretrained weights are missing or unreadable, or do not fit the trunk."""
+    """Pretrained weights or a checkpoint are missing or unreadable, or do not fit the model."""
+
+
+class UnsafeFileError(WeightsError):
+    """A file holds objects whose loading would run code."""
+
+
+_MAX_RATIO, _MIN_BYTES = 20, 2**26  # of a compressed NumPy archive: weights hardly compress
 
 
 def is_npz(path: Path) -> bool:
@@ -46,7 +51,8 @@ def read_checkpoint(path: Path) -> Any:
         The content of the file: a mapping, often nested, with tensors.
 
     Raises:
-        WeightsError: The file is missing, damaged, of another format, or holds objects whose loading would run code.
+        WeightsError: The file is missing, damaged, of another format, or larger in memory than on the disk.
+        UnsafeFileError: It holds objects whose loading would run code.
     """
     kind = _kind(path)
     try:
@@ -54,10 +60,50 @@ def read_checkpoint(path: Path) -> Any:
             return load_file(path)
         if kind == 'torchscript':
             return _read_torchscript(path)
-        with _checkpoint_globals(), path.open('rb') as file:  # given a path, torch decides by the name
-            return torch.load(file, map_location='cpu', weights_only=True)
+        return _read_zip(path) if _is_zip(path) else _read_legacy(path)
     except Exception as error:  # a damaged file fails in many ways
+        if blocked := re.search(r"GLOBAL ((call|object|state|tensor) of .*|\S+( of '\w+')?)", str(error)):
+            raise UnsafeFileError(
+                f'Cannot read weights from {path}: it holds objects whose loading would run code ({blocked[1]}). If '
+                'you trust the file, save only its tensors: '
+                "torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], NEW_FILE)"
+            ) from error
         raise WeightsError(f'Cannot read weights from {path}: {_reason(path, kind, error)}') from error
+
+
+def check_npz(path: Path) -> None:
+    """Refuse a NumPy archive whose arrays are not what its records hold, or much larger than the file.
+
+    NumPy reserves the memory that the header of an array asks for.
+
+    Raises:
+        RefusedError: The message names the array.
+        Exception: The archive is damaged, in one of many ways.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if len({record.filename for record in records}) < len(records):
+            raise RefusedError('two of its records have one name')
+        size = sum(record.file_size for record in records)
+        if size > max(_MAX_RATIO * path.stat().st_size, _MIN_BYTES):
+            raise RefusedError(f'{size} bytes in a file of {path.stat().st_size}: no weights compress so well')
+        for record in records:
+            with archive.open(record) as file:
+                version = npy.read_magic(file)
+                read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read_header(file)
+                header = file.tell()
+            if dtype.hasobject:
+                raise RefusedError(f'{record.filename} is an array of objects, whose loading would run code')
+            if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != record.file_size - header:
+                raise RefusedError(f'{record.filename} of shape {shape} has {record.file_size - header} bytes')
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of archives on several disks
+        return False
 
 
 def _kind(path: Path) -> str:
@@ -70,9 +116,12 @@ def _kind(path: Path) -> str:
         start = file.read(9)
     if start[8:] == b'{':  # 8 bytes: the size of the JSON header
         return 'safetensors'
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+    if _is_zip(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception:  # a damaged directory fails in many ways; reading it says how
+            return 'torch'
         if any(name.endswith('.npy') for name in names):
             return 'npz'
         if any(name.endswith('/constants.pkl') for name in names):
@@ -80,103 +129,96 @@ def _kind(path: Path) -> str:
     return 'torch'
 
 
-_lock = threading.Lock()
-
-
-@contextmanager
-def _checkpoint_globals() -> Iterator[None]:
-    """Allow argparse's options and what mmengine logs, beside tensors, for one ``torch.load``.
-
-    torch keeps one list for the whole process. It is restored afterwards. An entry of other code that stands for
-    ``getattr`` is left out meanwhile: of two entries with one name, torch takes either.
-    """
-    with _lock:
-        before = torch.serialization.get_safe_globals()
-        kept = [entry for entry in before if entry is not getattr and not _is_named_getattr(entry)]
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals([*kept, argparse.Namespace, *checkpoint_types()])
-        try:
-            yield
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(before)
-
-
-def _is_named_getattr(entry: Any) -> bool:
-    return isinstance(entry, tuple) and entry[1] == 'builtins.getattr'
-
-
 def _reason(path: Path, kind: str, error: Exception) -> str:
-    if kind == 'torch' and not zipfile.is_zipfile(path):
+    if kind == 'torch' and not _is_zip(path):
         start = path.read_bytes()[:24]
         if start[:1] != b'\x80':  # the first byte of every pickle, thus of every legacy torch file
             return (
                 f'it is no safetensors, torch or .npz file, it starts with {start!r}. Download it again: it is '
                 'incomplete, a web page, or a pointer of Git LFS'
             )
-    if blocked := re.search(r"GLOBAL (\S+( of '\w+')?)", str(error)):
-        return (
-            f'it holds objects whose loading would run code ({blocked[1]}). If you trust the file, save only its '
-            "tensors: torch.save(torch.load(FILE, 'cpu', weights_only=False)['state_dict'], NEW_FILE)"
-        )
-    return f'{type(error).__name__}: {error}'
+    return str(error) if isinstance(error, RefusedError) else f'{type(error).__name__}: {error}'
 
 
-_STORAGES = {
-    'FloatStorage': torch.float32,
-    'HalfStorage': torch.float16,
-    'BFloat16Storage': torch.bfloat16,
-    'DoubleStorage': torch.float64,
-    'LongStorage': torch.int64,
-    'IntStorage': torch.int32,
-    'BoolStorage': torch.bool,
-}
+class _Records:
+    """Records of a zip archive of torch, each read whole, with its checksum, which torch does not check."""
+
+    def __init__(self, path: Path) -> None:
+        self.archive = zipfile.ZipFile(path)
+        self.left = path.stat().st_size
+        names = self.archive.namelist()
+        if len(set(names)) < len(names):
+            raise RefusedError('two of its records have one name')
+        folders = sorted({name.removesuffix('/data.pkl') for name in names if name.endswith('/data.pkl')}, key=len)
+        if not folders:
+            raise RefusedError('it is a zip archive without data.pkl, thus none of torch')
+        self.folder = folders[0]
+        if f'{self.folder}/byteorder' in names and self.read('byteorder') != b'little':
+            raise RefusedError('it was written on a big-endian machine')
+
+    def read(self, name: str) -> bytearray:
+        """Return the content of a record."""
+        info = self.archive.getinfo(f'{self.folder}/{name}')
+        self.left -= info.file_size
+        if info.compress_type != zipfile.ZIP_STORED or self.left < 0:
+            raise RefusedError(f'{info.filename} is larger than the file: torch does not compress')
+        data = bytearray(info.file_size)
+        with self.archive.open(info) as record:
+            if record.readinto(data) != len(data):  # type: ignore[attr-defined]
+                raise EOFError(f'{info.filename} is cut short')
+        return data
+
+    def read_storage(self, key: str, dtype: torch.dtype, numel: int) -> Tensor:
+        """Return the values of a storage, ``(numel,)``."""
+        data = self.read(f'data/{key}')
+        if len(data) != numel * dtype.itemsize:
+            raise RefusedError(f'the storage {key} has {len(data)} bytes instead of {numel * dtype.itemsize}')
+        return torch.frombuffer(data, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
 
 
-class _Inert:
-    """Replaces every class that a TorchScript archive names. It keeps attributes and has no behaviour."""
-
-    def __init__(self, *args: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None:
-        self.__dict__.update(state if isinstance(state, Mapping) else {})
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickler that resolves tensors and dicts only, so that no file can run code.
-
-    ``torch.load(weights_only=True)`` refuses TorchScript archives, and ``torch.jit.load`` builds the module with its
-    code. OpenAI published CLIP in this format only.
-    """
-
-    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(archive.open(f'{root}/data.pkl'))
-        self.archive, self.root = archive, root
-        self.storages: dict[str, Tensor] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ('torch._utils', '_rebuild_tensor_v2'):
-            return lambda storage, offset, size, stride, *_: torch.as_strided(storage, size, stride, offset).clone()
-        if (module, name) == ('collections', 'OrderedDict'):
-            return OrderedDict
-        if module == 'torch' and name in _STORAGES:
-            return _STORAGES[name]
-        return _Inert
-
-    def persistent_load(self, pid: Any) -> Tensor:
-        _, dtype, key, _, numel = pid
-        if key not in self.storages:
-            data = bytearray(self.archive.read(f'{self.root}/data/{key}'))
-            self.storages[key] = torch.frombuffer(data, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
-        return self.storages[key]
+def _read_zip(path: Path, unpickler_class: type[BoundedUnpickler] = BoundedUnpickler) -> Any:
+    records = _Records(path)
+    with records.archive:
+        data = records.read('data.pkl')
+        return unpickler_class(io.BytesIO(data), len(data), records.read_storage, path.stat().st_size).load()
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    with zipfile.ZipFile(path) as archive:
-        root = next(name for name in archive.namelist() if name.endswith('/constants.pkl')).rsplit('/', 1)[0]
-        if f'{root}/byteorder' in archive.namelist() and archive.read(f'{root}/byteorder') != b'little':
-            raise ValueError('the file was written on a big-endian machine')
-        return dict(_flatten(_TensorUnpickler(archive, root).load(), ''))
+    return dict(_flatten(_read_zip(path, ScriptUnpickler), ''))
+
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+
+
+def _read_legacy(path: Path) -> Any:
+    """Read a file of torch before 1.6: five pickles, then all values, each storage after its size."""
+    size = path.stat().st_size
+    storages: dict[str, Tensor] = {}
+
+    def make_storage(key: str, dtype: torch.dtype, numel: int) -> Tensor:
+        storages[key] = torch.empty(numel, dtype=dtype)  # filled below
+        return storages[key]
+
+    with path.open('rb') as file:
+        magic, protocol, system = (BoundedUnpickler(file, size).load() for _ in range(3))
+        if (magic, protocol) != (_LEGACY_MAGIC, _LEGACY_PROTOCOL) or not system['little_endian']:
+            raise RefusedError('it is a pickle, but not one of torch.save on a little-endian machine')
+        content = BoundedUnpickler(file, size, make_storage, size).load()
+        keys = BoundedUnpickler(file, size).load()
+        if sorted(map(str, keys)) != sorted(storages):
+            raise RefusedError('its list of storages is not that of its tensors')
+        for key in keys:
+            storage = storages[str(key)]
+            (numel,) = struct.unpack('<q', file.read(8))
+            if numel != storage.numel():
+                raise RefusedError(f'the storage {key} has {numel} values instead of {storage.numel()}')
+            data = bytearray(file.read(storage.nbytes))
+            if len(data) < storage.nbytes:
+                raise EOFError(f'the storage {key} is cut short')
+            if data:
+                storage.copy_(torch.frombuffer(data, dtype=storage.dtype))
+    return content
 
 
 def _flatten(module: object, prefix: str) -> list[tuple[str, Tensor]]:
@@ -184,6 +226,6 @@ def _flatten(module: object, prefix: str) -> list[tuple[str, Tensor]]:
     for name, value in vars(module).items():
         if isinstance(value, Tensor):
             tensors.append((prefix + name, value))
-        elif isinstance(value, _Inert):
+        elif isinstance(value, Inert):
             tensors += _flatten(value, f'{prefix}{name}.')
     return tensors

@@ -12,6 +12,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from .checkpoints import value_problem
 from .convert import Encoder, find_encoder, is_head, name_final_norm, read_npz
 from .formats import WeightsError, is_npz, read_checkpoint
 
@@ -35,8 +36,8 @@ def load_trunk_weights(trunk: nn.Module, arch: str, pretrained: str | bool, unus
         One line for the log: the number of tensors, the source, both position grids, and the skipped names.
 
     Raises:
-        WeightsError: The source is unreadable, or tensors are missing, unexpected or of another shape. The trunk is
-            unchanged then.
+        WeightsError: The source is unreadable, or tensors are missing, unexpected, of another shape or type, or not
+            finite. The trunk is unchanged then.
     """
     source = f"timm's hub ({arch})" if pretrained is True else str(pretrained)
     encoder = Encoder(_read_hub(arch)) if pretrained is True else _read_file(Path(str(pretrained)), trunk)
@@ -45,7 +46,11 @@ def load_trunk_weights(trunk: nn.Module, arch: str, pretrained: str | bool, unus
         grid = _position_grid(encoder.state, trunk)
     except WeightsError as error:
         raise WeightsError(f'{source} does not fit {arch}: {error}. Nothing was loaded.') from error
-    _apply_timm_filter(encoder, trunk, source)
+    problems = {name: problem for name, tensor in encoder.state.items() if (problem := value_problem(tensor))}
+    try:
+        _apply_timm_filter(encoder, trunk, source)
+    finally:  # a filter may fail because of such values
+        _require_numbers(problems, encoder.skipped, source)
     trunk_state = trunk.state_dict()
     absent = {name for name in trunk_state.keys() - encoder.state.keys() if name in unused or is_head(name)}
     required = {name: tensor for name, tensor in trunk_state.items() if name not in absent}
@@ -61,6 +66,13 @@ def load_trunk_weights(trunk: nn.Module, arch: str, pretrained: str | bool, unus
     if absent:
         line += f'; left random, as no output depends on them: {_group_names(sorted(absent), {})}'
     return line + '.'
+
+
+def _require_numbers(problems: Mapping[str, str], skipped: Collection[str], source: str) -> None:
+    """Refuse tensors that are not finite, or not of floating point, unless nothing uses them."""
+    used = [f'{name} {problem}' for name, problem in problems.items() if name not in skipped]
+    if used:
+        raise WeightsError(f'{source}: {_first_names(used)}. Nothing was loaded. Save the tensors as float32.')
 
 
 def _read_hub(arch: str) -> dict[str, Tensor]:
