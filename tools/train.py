@@ -6,7 +6,13 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from mmseg_davpt.apis import enable_amp, load_config, prepare_launcher
+from mmseg_davpt.apis import (
+    enable_amp,
+    exclusive_work_dir,
+    explained_worker_errors,
+    load_config,
+    prepare_launcher,
+)
 from mmseg_davpt.datasets import check_data_roots, check_sampler
 
 
@@ -30,8 +36,9 @@ def main() -> None:
     if args.amp:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)
-    prepare_launcher(cfg, args.launcher)
-    Runner.from_cfg(cfg).train()
+    with exclusive_work_dir(cfg.work_dir, args.launcher), explained_worker_errors():
+        prepare_launcher(cfg, args.launcher)
+        Runner.from_cfg(cfg).train()
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from .inference import find_images, segment_images
 from .launch import enable_amp, leave_process_group, load_config, prepare_launcher
+from .processes import exclusive_work_dir, explained_worker_errors
 from .testing import (
     draw_predictions,
     library_versions,
@@ -15,6 +16,8 @@ from .testing import (
 __all__ = [
     'draw_predictions',
     'enable_amp',
+    'exclusive_work_dir',
+    'explained_worker_errors',
     'find_images',
     'leave_process_group',
     'library_versions',
