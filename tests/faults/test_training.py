@@ -47,14 +47,14 @@ def broken(tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp('broken')
     (folder / 'break_images.py').write_text(BREAK)
 
-    def write(action, image, more=''):
+    def write(action, image, loader='', more=''):
         path = folder / f'{action}.py'
         path.write_text(
             f'_base_ = {str(tiny_config)!r}\n'
             "custom_imports = dict(imports=['mmseg_davpt', 'break_images'], allow_failed_imports=False)\n"
             'train_pipeline = [*_base_.train_pipeline, '
             f'dict(type="Break", action={action!r}, image={image!r})]\n'
-            'train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n'
+            f'train_dataloader = dict(dataset=dict(pipeline=train_pipeline), {loader})\n'
             'model = dict(backbone=dict(tuning="vpt_deep"), guidance=None)\n'
             'train_cfg = dict(max_iters=30, val_interval=100)\n'
             'default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=2, max_keep_ckpts=2))\n' + more
@@ -100,6 +100,7 @@ def test_nan_pixel_stops_the_training(broken, scenes, tmp_path):
     assert_finite_checkpoints(tmp_path, at_least=0)
 
 
+@pytest.mark.faults
 def test_nan_pixel_stops_both_ranks(broken, scenes, tmp_path):
     config, environment = broken('nan', first_images(scenes)[0])
     started = time.monotonic()
@@ -114,8 +115,9 @@ def test_nan_pixel_stops_both_ranks(broken, scenes, tmp_path):
     assert_finite_checkpoints(tmp_path, at_least=0)
 
 
+@pytest.mark.faults
 def test_ignored_labels_are_said_once(broken, tmp_path):
-    config, environment = broken('ignore', '', "train_cfg = dict(max_iters=14)\n")
+    config, environment = broken('ignore', '', more="train_cfg = dict(max_iters=14)\n")
     printed = tool('train', config, '--work-dir', tmp_path, **environment)
     warnings = [line for line in printed.splitlines() if 'every pixel is ignored' in line]
     assert len(warnings) == 1
@@ -146,6 +148,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_second_training_in_a_folder_is_refused(tiny_config, tmp_path):
     """While the first one runs; not after it was killed."""
@@ -173,6 +176,7 @@ def ranks_of(launcher):
     return [int(pid) for pid in children.stdout.split()]
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='a signal of Linux')
 def test_ranks_die_with_torchrun(tiny_config, tmp_path):
     options = ('--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_iters=100000', 'train_cfg.val_interval=100000')
@@ -199,6 +203,7 @@ def ranks_left(launcher):
     return True
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_a_stopped_rank_ends_the_job(tiny_config, tmp_path):
     """``env_cfg.dist_cfg.timeout``; torchrun then ends the stopped rank, after 30 s."""
@@ -218,10 +223,10 @@ def test_a_stopped_rank_ends_the_job(tiny_config, tmp_path):
             os.killpg(launcher.pid, signal.SIGKILL)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize('action', ['SIGKILL', 'SIGSTOP'])
 def test_a_dead_or_stopped_worker_ends_the_training(action, broken, scenes, tmp_path):
-    workers = dict(num_workers=1, timeout=5)
-    config, environment = broken(action, first_images(scenes)[0], f'train_dataloader = dict({kwargs(workers)})\n')
+    config, environment = broken(action, first_images(scenes)[0], 'num_workers=1, timeout=5')
     started = time.monotonic()
     code, printed = run(
         sys.executable, ROOT / 'tools/train.py', config, '--work-dir', tmp_path, check=False, **environment
@@ -230,7 +235,3 @@ def test_a_dead_or_stopped_worker_ends_the_training(action, broken, scenes, tmp_
     assert time.monotonic() - started < 100
     assert '--shm-size' in printed.splitlines()[-1]
     assert 'num_workers=0' in printed.splitlines()[-1]
-
-
-def kwargs(options):
-    return ', '.join(f'{name}={value!r}' for name, value in options.items())
