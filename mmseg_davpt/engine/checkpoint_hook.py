@@ -99,6 +99,9 @@ class SafeCheckpointHook(CheckpointHook):
       the training. Buffers that are infinite from the start, such as masks, may stay so.
     """
 
+    file_backend: Any
+    backend_args: dict[str, Any] | None
+    keep_ckpt_ids: deque[int]
     _infinite_buffers: frozenset[str] = frozenset()
 
     def before_train(self, runner: Runner) -> None:

@@ -29,7 +29,9 @@ def test_work_dir_in_mmseg_order(tmp_path):
 def test_gloo_without_a_gpu(monkeypatch):
     """SyncBN gives way, and the model is wrapped for no device."""
     started = []
-    monkeypatch.setattr('mmseg_davpt.apis.launch.dist.init_process_group', lambda *args, **kw: started.append((args, kw)))
+    monkeypatch.setattr(
+        'mmseg_davpt.apis.launch.dist.init_process_group', lambda *args, **options: started.append((args, options))
+    )
     threads = torch.get_num_threads()
     cfg = load_config(ADE)
     assert any(node.get('type') == 'SyncBN' for node in walk(cfg.model))

@@ -129,5 +129,5 @@ def test_worker_errors_are_explained():
         with pytest.raises(RuntimeError, match='--shm-size') as caught, explained_worker_errors():
             raise RuntimeError(text)
         assert text in str(caught.value)
-    with pytest.raises(RuntimeError, match='^DataLoader is odd$'), explained_worker_errors():
+    with pytest.raises(RuntimeError, match=r'^DataLoader is odd$'), explained_worker_errors():
         raise RuntimeError('DataLoader is odd')

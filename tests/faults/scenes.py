@@ -67,7 +67,9 @@ def config(work_dir, iterations=ITERATIONS, interval=2, hooks=(), **model):
                 dataset=dict(type='GeneratedScenes'),
             ),
             train_cfg=dict(type='IterBasedTrainLoop', max_iters=iterations),
-            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3), clip_grad=dict(max_norm=1.0)),
+            optim_wrapper=dict(
+                type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3), clip_grad=dict(max_norm=1.0)
+            ),
             param_scheduler=[dict(type='PolyLR', power=0.9, eta_min=0.0, begin=0, end=iterations, by_epoch=False)],
             default_hooks=dict(
                 logger=dict(type='LoggerHook', interval=10),

@@ -180,8 +180,8 @@ def test_a_few_kills(trainings):
 def test_random_kills(world, share, trainings):
     number = round(share * RANDOM_KILLS)
     killed, resumed = random_kills(trainings, number, world)
-    print(f'\nrandom kills, {world} process(es): {number} trials, {killed} killed while running, {resumed} of them with '
-          f'a checkpoint; 0 of {len(trainings.expected(world)[0])} tensors differ')  # fmt: skip
+    print(f'\nrandom kills, {world} process(es): {number} trials, {killed} killed while running, {resumed} of them '
+          f'with a checkpoint; 0 of {len(trainings.expected(world)[0])} tensors differ')  # fmt: skip
     assert killed > number // 2
 
 

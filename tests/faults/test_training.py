@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,14 +111,15 @@ def test_nan_pixel_stops_both_ranks(broken, scenes, tmp_path):
     )  # fmt: skip
     assert code != 0
     assert time.monotonic() - started < 120
-    assert re.search(r'FloatingPointError: Iteration \d+: .* Images of the batch of rank [01]:', printed), printed[-2000:]
+    error = r'FloatingPointError: Iteration \d+: .* Images of the batch of rank [01]:'
+    assert re.search(error, printed), printed[-2000:]
     assert len(list(tmp_path.glob('non_finite_iter_*.pth'))) == 1
     assert_finite_checkpoints(tmp_path, at_least=0)
 
 
 @pytest.mark.faults
 def test_ignored_labels_are_said_once(broken, tmp_path):
-    config, environment = broken('ignore', '', more="train_cfg = dict(max_iters=14)\n")
+    config, environment = broken('ignore', '', more='train_cfg = dict(max_iters=14)\n')
     printed = tool('train', config, '--work-dir', tmp_path, **environment)
     warnings = [line for line in printed.splitlines() if 'every pixel is ignored' in line]
     assert len(warnings) == 1
@@ -143,7 +145,7 @@ def wait_for(path, process, seconds=120):
 
 def alive(pid):
     try:
-        return f'{open(f"/proc/{pid}/stat").read()}'.rpartition(')')[2].split()[0] != 'Z'
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     except FileNotFoundError:
         return False
 
@@ -156,9 +158,7 @@ def test_second_training_in_a_folder_is_refused(tiny_config, tmp_path):
     first = start(sys.executable, ROOT / 'tools/train.py', tiny_config, *options)
     try:
         wait_for(tmp_path / 'iter_3.pth', first)
-        code, printed = run(
-            sys.executable, ROOT / 'tools/train.py', tiny_config, '--work-dir', tmp_path, check=False
-        )
+        code, printed = run(sys.executable, ROOT / 'tools/train.py', tiny_config, '--work-dir', tmp_path, check=False)
         assert code != 0
         assert f'process {first.pid} on host ' in printed
         assert '--work-dir' in printed
@@ -191,7 +191,8 @@ def test_ranks_die_with_torchrun(tiny_config, tmp_path):
             time.sleep(0.2)
         assert not any(map(alive, ranks))
     finally:
-        os.killpg(launcher.pid, signal.SIGKILL) if ranks_left(launcher) else None
+        if ranks_left(launcher):
+            os.killpg(launcher.pid, signal.SIGKILL)
         launcher.communicate()
 
 
