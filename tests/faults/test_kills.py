@@ -90,18 +90,21 @@ class Trainings:
             rank.start()
         until = None if kill_after is None else time.monotonic() + kill_after
         give_up = time.monotonic() + 120
+        first_codes = set()  # of the ranks that ended before this ended the others
         while any(rank.is_alive() for rank in ranks):
             if until is not None and time.monotonic() >= until:
                 os.kill(ranks[victim].pid, signal.SIGKILL)
                 until = None
-            if any(rank.exitcode not in (None, 0) for rank in ranks):
+            codes = {rank.exitcode for rank in ranks} - {None, 0}
+            if codes and not first_codes:
+                first_codes = codes
                 for rank in ranks:
                     rank.kill()
             assert time.monotonic() < give_up, 'the ranks hang'
             time.sleep(0.005)
-        codes = [rank.exitcode for rank in ranks]
-        assert set(codes) <= {0, -signal.SIGKILL}, Path(f'{folder}.0.txt').read_text()[-2000:]
-        return -signal.SIGKILL in codes
+        killed = -signal.SIGKILL in first_codes  # a rank that loses its peer may fail before it is ended
+        assert killed or {rank.exitcode for rank in ranks} == {0}, Path(f'{folder}.0.txt').read_text()[-2000:]
+        return killed
 
     def expected(self, world):
         """Tensors and seconds of an uninterrupted run."""
@@ -148,15 +151,18 @@ def trainings(tmp_path_factory):
 
 
 def random_kills(trainings, number, world):
+    """Kill ``number`` trainings; returns the number of trials and of kills after a checkpoint."""
     draw = random.Random(world)
     _, seconds = trainings.expected(world)
-    killed = resumed = 0
-    for index in range(number):
-        kill = dict(kill_after=draw.uniform(0, 1.05 * seconds), victim=draw.randrange(world))
-        was_killed, found, different = trainings.trial(f'random{world}_{index}', world, **kill)
-        assert not different, (index, found, different)
-        killed, resumed = killed + was_killed, resumed + bool(found and was_killed)
-    return killed, resumed
+    trials = killed = resumed = 0
+    while killed < number:
+        kill = dict(kill_after=draw.uniform(0.1, 1.0) * seconds, victim=draw.randrange(world))
+        was_killed, found, different = trainings.trial(f'random{world}_{trials}', world, **kill)
+        assert not different, (kill, found, different)
+        trials, killed, resumed = trials + 1, killed + was_killed, resumed + bool(found and was_killed)
+        if not was_killed:  # it ended before: the machine is faster now
+            seconds = min(seconds, kill['kill_after'])
+    return trials, resumed
 
 
 def aimed_kills(trainings, number, world):
@@ -179,10 +185,10 @@ def test_a_few_kills(trainings):
 @pytest.mark.parametrize(('world', 'share'), [(1, 0.7), (2, 0.3)])
 def test_random_kills(world, share, trainings):
     number = round(share * RANDOM_KILLS)
-    killed, resumed = random_kills(trainings, number, world)
-    print(f'\nrandom kills, {world} process(es): {number} trials, {killed} killed while running, {resumed} of them '
-          f'with a checkpoint; 0 of {len(trainings.expected(world)[0])} tensors differ')  # fmt: skip
-    assert killed > number // 2
+    trials, resumed = random_kills(trainings, number, world)
+    print(f'\nrandom kills, {world} process(es): {number} killed in {trials} trials, {resumed} of them after a '
+          f'checkpoint; 0 of {len(trainings.expected(world)[0])} tensors differ')  # fmt: skip
+    assert resumed > number // 4
 
 
 @pytest.mark.faults
