@@ -7,6 +7,7 @@ USAGE='usage: tools/dist_test.sh CONFIG CHECKPOINT GPUS [options]'
 CONFIG=${1:?$USAGE}
 CHECKPOINT=${2:?$USAGE}
 GPUS=${3:?$USAGE}
+export MMSEG_DAVPT_LAUNCHER=$$  # exec keeps the process id: ranks end with it, also after kill -9
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${MASTER_PORT:-29500}" \

@@ -5,6 +5,7 @@
 set -euo pipefail
 CONFIG=${1:?usage: tools/dist_train.sh CONFIG GPUS [options]}
 GPUS=${2:?usage: tools/dist_train.sh CONFIG GPUS [options]}
+export MMSEG_DAVPT_LAUNCHER=$$  # exec keeps the process id: ranks end with it, also after kill -9
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${MASTER_PORT:-29500}" \

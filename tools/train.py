@@ -6,7 +6,14 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from mmseg_davpt.apis import checked_checkpoints, enable_amp, load_config, prepare_launcher
+from mmseg_davpt.apis import (
+    checked_checkpoints,
+    enable_amp,
+    exclusive_work_dir,
+    explained_worker_errors,
+    load_config,
+    prepare_launcher,
+)
 from mmseg_davpt.datasets import check_data_roots, check_sampler
 
 
@@ -31,10 +38,11 @@ def main() -> None:
     if args.amp:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)
-    prepare_launcher(cfg, args.launcher)
-    runner = Runner.from_cfg(cfg)
-    with checked_checkpoints(runner, args.trust_checkpoint):
-        runner.train()
+    with exclusive_work_dir(cfg.work_dir, args.launcher), explained_worker_errors():
+        prepare_launcher(cfg, args.launcher)
+        runner = Runner.from_cfg(cfg)
+        with checked_checkpoints(runner, args.trust_checkpoint):
+            runner.train()
 
 
 if __name__ == '__main__':

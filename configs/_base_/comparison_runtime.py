@@ -5,4 +5,5 @@ custom_hooks = [
     dict(type='ParamReportHook'),
     dict(type='PromptAssignmentHook', num_batches=40),
     dict(type='EMAHook', momentum=0.01),
+    dict(type='TrainingGuardHook'),
 ]

@@ -3,13 +3,14 @@ custom_imports = dict(imports=['mmseg_davpt'], allow_failed_imports=False)
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
+    dist_cfg=dict(backend='nccl', timeout=1800),  # seconds that a rank waits for another before the job ends
 )
 randomness = dict(seed=0)
 custom_hooks = [
     dict(type='StepSeedHook'),  # a resumed run takes the same steps as one that was not interrupted
     dict(type='ParamReportHook'),
     dict(type='PromptAssignmentHook', num_batches=200),  # does nothing without guidance
+    dict(type='TrainingGuardHook'),  # stops at inf and nan, and names the images
 ]
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')

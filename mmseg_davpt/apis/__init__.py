@@ -3,6 +3,7 @@
 from .checkpoints import checked_checkpoints, require_complete, safe_checkpoints
 from .inference import find_images, segment_images
 from .launch import enable_amp, leave_process_group, load_config, prepare_launcher
+from .processes import exclusive_work_dir, explained_worker_errors
 from .testing import (
     draw_predictions,
     library_versions,
@@ -16,6 +17,8 @@ __all__ = [
     'checked_checkpoints',
     'draw_predictions',
     'enable_amp',
+    'exclusive_work_dir',
+    'explained_worker_errors',
     'find_images',
     'leave_process_group',
     'library_versions',

@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmengine.utils import import_modules_from_strings
 
 from ..datasets.check import leaf_datasets
+from .processes import die_with_launcher, fit_loaders, process_group_timeout
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None, work_dir: str | None = None) -> Config:
@@ -47,6 +48,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None, work
         cfg.work_dir = work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(path).stem))
+    fit_loaders(cfg)
     return cfg
 
 
@@ -84,15 +86,19 @@ def prepare_launcher(cfg: Config, launcher: str) -> None:
 
     Raises:
         RuntimeError: There is no GPU and the launcher is not ``pytorch`` (torchrun).
+        ValueError: ``env_cfg.dist_cfg.timeout`` is not a positive number of seconds.
     """
     cfg.launcher = launcher
+    if launcher == 'pytorch':
+        die_with_launcher()
+    timeout = process_group_timeout(cfg)
     if launcher == 'none' or torch.cuda.is_available():
         return
     if launcher != 'pytorch':
         raise RuntimeError(f'launcher {launcher!r} needs GPUs; on CPUs use tools/dist_train.sh (torchrun, gloo)')
     # mmengine would call torch.cuda.set_device and wrap the model for device LOCAL_RANK; SyncBN needs a GPU.
     if not dist.is_initialized():
-        dist.init_process_group('gloo')
+        dist.init_process_group('gloo', timeout=timeout)
         atexit.register(leave_process_group)
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     _replace_sync_bn(cfg.model)

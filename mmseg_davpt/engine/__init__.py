@@ -2,6 +2,8 @@
 
 from .assignment_hook import PromptAssignmentHook
 from .attention_hook import AttentionMassHook
+from .checkpoint_hook import SafeCheckpointHook
+from .guards import TrainingGuardHook
 from .hooks import ParamReportHook, StepSeedHook
 from .metric import PerClassIoUMetric
 from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
@@ -14,6 +16,8 @@ __all__ = [
     'PerClassIoUMetric',
     'PictureGridHook',
     'PromptAssignmentHook',
+    'SafeCheckpointHook',
     'StepSeedHook',
+    'TrainingGuardHook',
     'TunedOptimWrapperConstructor',
 ]

@@ -120,6 +120,7 @@ def _same_data(loader: DataLoader[Any], seed: int) -> Iterator[dict[str, Any]]:
             batch_size=loader.batch_size or 1,
             sampler=ReplayableSampler(cast(Sized, loader.dataset), seed=seed),
             num_workers=loader.num_workers,
+            timeout=loader.timeout,
             collate_fn=loader.collate_fn,
             worker_init_fn=loader.worker_init_fn,
         )

@@ -1,5 +1,6 @@
 """What the command lines do to a config."""
 
+import datetime
 import runpy
 
 import pytest
@@ -28,7 +29,9 @@ def test_work_dir_in_mmseg_order(tmp_path):
 def test_gloo_without_a_gpu(monkeypatch):
     """SyncBN gives way, and the model is wrapped for no device."""
     started = []
-    monkeypatch.setattr('mmseg_davpt.apis.launch.dist.init_process_group', started.append)
+    monkeypatch.setattr(
+        'mmseg_davpt.apis.launch.dist.init_process_group', lambda *args, **options: started.append((args, options))
+    )
     threads = torch.get_num_threads()
     cfg = load_config(ADE)
     assert any(node.get('type') == 'SyncBN' for node in walk(cfg.model))
@@ -36,7 +39,7 @@ def test_gloo_without_a_gpu(monkeypatch):
     torch.set_num_threads(threads)
     assert not any(node.get('type') == 'SyncBN' for node in walk(cfg.model))
     assert cfg.model_wrapper_cfg.device_ids is None
-    assert started == ['gloo']
+    assert started == [(('gloo',), dict(timeout=datetime.timedelta(minutes=30)))]
     with pytest.raises(RuntimeError, match='slurm'):
         prepare_launcher(cfg, 'slurm')
 

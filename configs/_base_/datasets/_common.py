@@ -33,12 +33,14 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=4,
     persistent_workers=True,
+    timeout=100,  # seconds without a batch until the training ends; 0, as torch wants it, without workers
     sampler=dict(type='ReplayableSampler', shuffle=True),
 )
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
     persistent_workers=True,
+    timeout=100,
     sampler=dict(type='DefaultSampler', shuffle=False),
 )
 test_dataloader = val_dataloader

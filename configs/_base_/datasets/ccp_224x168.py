@@ -11,6 +11,7 @@ tta_pipeline[1].transforms[0] = [dict(type='Resize', scale=(10000, s), keep_rati
 train_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
+    timeout=0,
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -21,6 +22,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     num_workers=0,
     persistent_workers=False,
+    timeout=0,
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

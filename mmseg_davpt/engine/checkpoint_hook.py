@@ -1,0 +1,223 @@
+"""``SafeCheckpointHook``: checkpoints that are complete and finite, written before older ones are removed."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file so that its name never holds a part of it, also after a crash or a power cut.
+
+    The content goes to ``.NAME.tmp`` in the same folder, to the disk, and is then renamed.
+
+    Args:
+        path: File to write; its folder is created.
+        content: The bytes.
+
+    Raises:
+        OSError: The file could not be written, for instance on a full disk. What ``path`` held before is unchanged.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OSError(
+            error.errno,
+            f'{path} could not be written: {error.strerror}. Files that were written before are complete and kept. '
+            'Free space (or mend the folder), then continue with --resume',
+        ) from error
+    if os.name == 'posix':  # the rename itself reaches the disk with its folder; not every file system offers that
+        with suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+@register_backend('atomic')
+class AtomicLocalBackend(LocalBackend):
+    """``LocalBackend`` that writes by :func:`write_atomically`."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes to a file."""
+        write_atomically(filepath, obj)
+
+
+def non_finite_tensors(content: object, name: str = '') -> Iterator[str]:
+    """Names of the tensors that hold inf or nan.
+
+    Args:
+        content: Tensors, in mappings and sequences.
+        name: Name of ``content`` itself; what it holds is called ``NAME.KEY``.
+
+    Yields:
+        Names, in the order of ``content``.
+    """
+    if isinstance(content, Tensor):
+        if (content.is_floating_point() or content.is_complex()) and not bool(content.isfinite().all()):
+            yield name
+        return
+    items: Any = ()
+    if isinstance(content, Mapping):
+        items = content.items()
+    elif isinstance(content, (list, tuple)):
+        items = enumerate(content)
+    for key, value in items:
+        yield from non_finite_tensors(value, f'{name}.{key}' if name else str(key))
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """``CheckpointHook`` that never loses the last good checkpoint. Options: as for ``CheckpointHook``.
+
+    - Checkpoints and ``last_checkpoint`` are written under a temporary name, flushed to the disk and renamed: a file
+      under its final name is complete. (Remote folders, ``PREFIX://...``, are written as mmengine does.)
+    - Outdated checkpoints are removed after the new one is complete; so is the previous best one.
+    - A checkpoint whose weights, buffers, averaged weights or optimizer state hold inf or nan is refused, which ends
+      the training. Buffers that are infinite from the start, such as masks, may stay so.
+    """
+
+    file_backend: Any
+    backend_args: dict[str, Any] | None
+    keep_ckpt_ids: deque[int]
+    _infinite_buffers: frozenset[str] = frozenset()
+
+    def before_train(self, runner: Runner) -> None:
+        """Prepare the folder, and check that the training starts from finite numbers.
+
+        Raises:
+            FloatingPointError: Parameters or buffers of the model hold nan, or parameters inf.
+        """
+        place = str(self.out_dir or runner.work_dir)
+        local = '://' not in place and self.file_client_args is None
+        if local and self.backend_args is None:
+            self.backend_args = dict(backend='atomic')
+        super().before_train(runner)
+        if local and is_main_process():
+            for pattern in ('.*.pth.tmp', '.last_checkpoint.tmp'):  # of a run that was killed while it wrote
+                for leftover in Path(self.out_dir).glob(pattern):
+                    leftover.unlink(missing_ok=True)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._infinite_buffers = _infinite_buffers(model)
+        if names := [name for name in non_finite_tensors(model.state_dict()) if name not in self._infinite_buffers]:
+            raise FloatingPointError(
+                f'The model holds inf or nan before the training: {_few(names)}. Check the file that it was loaded '
+                'from (pretrained, load_from or the resumed checkpoint)'
+            )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Refuse inf and nan; other hooks have changed the checkpoint before.
+
+        Raises:
+            FloatingPointError: Names the tensors, and the last good checkpoint.
+        """
+        parts = {key: checkpoint[key] for key in ('state_dict', 'ema_state_dict', 'optimizer') if key in checkpoint}
+        names = [
+            name
+            for name in non_finite_tensors(parts)
+            if name.partition('.')[2].removeprefix('module.') not in self._infinite_buffers
+        ]
+        if names:
+            raise FloatingPointError(
+                f'The checkpoint of iteration {runner.iter + 1} is not written: {len(names)} of its tensors hold inf '
+                f'or nan: {_few(names)}. Checkpoints in {self.out_dir} from before are kept; '
+                f'{self._last_complete(runner) or "there is none yet"}. Lower the learning rate, train without --amp '
+                'or in bfloat16, or look for bad images with tools/check_dataset.py; TrainingGuardHook names the images'
+            )
+
+    def _last_complete(self, runner: Runner) -> str:
+        pointer = Path(runner.work_dir, 'last_checkpoint')
+        return f'the last one is {pointer.read_text().strip()}' if pointer.is_file() else ''
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        """As in ``CheckpointHook``, in another order: the new file, the pointer to it, then removals."""
+        outdated: list[int] = []
+        if self.max_keep_ckpts > 0:
+            steps = [kept for kept in self.keep_ckpt_ids if kept != step] + [step]
+            outdated, kept = steps[: -self.max_keep_ckpts], steps[-self.max_keep_ckpts :]
+            self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
+            # With those that are still there: if the process dies before it removes them, a resumed run does.
+            runner.message_hub.update_info('keep_ckpt_ids', steps)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if not is_main_process():
+            return
+        write_atomically(Path(runner.work_dir, 'last_checkpoint'), str(self.last_ckpt).encode())
+        for old in outdated:
+            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        """As in ``CheckpointHook``, but the previous best checkpoint is removed last."""
+        backend = self.file_backend
+        self.file_backend = late = _LateRemovals(backend)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        current = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
+        for path in late.paths:
+            if path not in current:
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+
+
+class _LateRemovals:
+    """A file backend whose removals are noted, not done."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self.paths: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def remove(self, path: str) -> None:
+        """Note a file."""
+        self.paths.append(path)
+
+
+def _infinite_buffers(model: nn.Module) -> frozenset[str]:
+    """Buffers with inf but no nan: masks that are meant so."""
+    buffers = dict(model.named_buffers())
+    return frozenset(name for name in non_finite_tensors(buffers) if not bool(buffers[name].isnan().any()))
+
+
+def _few(names: list[str], number: int = 3) -> str:
+    return ', '.join(names[:number]) + (f' and {len(names) - number} more' if len(names) > number else '')

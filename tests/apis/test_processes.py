@@ -1,0 +1,133 @@
+"""One training per work folder, ranks that end with their launcher, loaders without workers."""
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmseg_davpt.apis import exclusive_work_dir, explained_worker_errors
+from mmseg_davpt.apis.processes import die_with_launcher, fit_loaders, process_group_timeout
+
+linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='Linux only')
+HOLDER = """
+import sys, time
+import importlib.util
+spec = importlib.util.spec_from_file_location('processes', sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+with module.exclusive_work_dir(sys.argv[2]):
+    print('held', flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock."""
+    file = sys.modules[exclusive_work_dir.__module__].__file__
+    process = subprocess.Popen([sys.executable, '-c', HOLDER, file, str(tmp_path)], text=True, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == 'held\n'
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_folder_in_use_is_refused(holder, tmp_path):
+    with pytest.raises(RuntimeError, match='in use by another training') as caught, exclusive_work_dir(tmp_path):
+        pass
+    for part in (f'process {holder.pid} on host {socket.gethostname()}', '--work-dir', '.train.lock'):
+        assert part in str(caught.value)
+
+
+def test_a_lock_left_behind_is_no_obstacle(holder, tmp_path):
+    holder.kill()
+    holder.wait()
+    assert json.loads((tmp_path / '.train.lock').read_text())['pid'] == holder.pid
+    with exclusive_work_dir(tmp_path):
+        assert json.loads((tmp_path / '.train.lock').read_text())['pid'] == os.getpid()
+    assert not (tmp_path / '.train.lock').read_text()
+
+
+def try_lock(folder, answers):
+    try:
+        with exclusive_work_dir(folder):
+            answers.put('held')
+    except RuntimeError:
+        answers.put('refused')
+
+
+def test_an_exception_releases_the_lock(tmp_path):
+    context = multiprocessing.get_context('fork')
+    answers = context.Queue()
+
+    def other():
+        process = context.Process(target=try_lock, args=(tmp_path, answers))
+        process.start()
+        process.join()
+        return answers.get(timeout=10)
+
+    with pytest.raises(ZeroDivisionError), exclusive_work_dir(tmp_path):
+        assert other() == 'refused'  # also where the lock was held while the process was forked
+        raise ZeroDivisionError
+    assert other() == 'held'
+
+
+@pytest.mark.parametrize(('launcher', 'variable'), [('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID')])
+def test_only_rank_0_takes_the_lock(launcher, variable, holder, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable, '1')
+    with exclusive_work_dir(tmp_path, launcher):
+        pass
+    with pytest.raises(RuntimeError), exclusive_work_dir(tmp_path):  # without that launcher, the variable says nothing
+        pass
+
+
+@linux
+def test_a_rank_whose_launcher_is_gone(monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    monkeypatch.setattr('mmseg_davpt.apis.processes.ctypes.CDLL', lambda *_, **__: FakeC())
+    monkeypatch.setenv('MMSEG_DAVPT_LAUNCHER', str(os.getpid()))
+    die_with_launcher()
+    gone = subprocess.Popen(['true'])
+    gone.wait()
+    monkeypatch.setenv('MMSEG_DAVPT_LAUNCHER', str(gone.pid))
+    with pytest.raises(SystemExit, match=f'{gone.pid}\\) died while this rank started'):
+        die_with_launcher()
+
+
+class FakeC:
+    def prctl(self, option, signal_number):
+        assert (option, signal_number) == (1, 9)
+
+
+def test_timeout():
+    assert process_group_timeout(Config()) is None
+    cfg = Config(dict(env_cfg=dict(dist_cfg=dict(backend='nccl', timeout=90))))
+    assert process_group_timeout(cfg).total_seconds() == 90
+    for wrong in (0, -1, '90', True, float('nan'), float('inf')):
+        cfg.env_cfg.dist_cfg.timeout = wrong
+        with pytest.raises(ValueError, match=r'env_cfg\.dist_cfg\.timeout=.*positive number of seconds'):
+            process_group_timeout(cfg)
+
+
+def test_loaders_without_workers():
+    options = dict(persistent_workers=True, timeout=100, prefetch_factor=4)
+    cfg = Config(dict(train_dataloader=dict(num_workers=0, **options), val_dataloader=dict(num_workers=2, **options)))
+    fit_loaders(cfg)
+    torch.utils.data.DataLoader([1], **cfg.train_dataloader)
+    assert cfg.val_dataloader == dict(num_workers=2, **options)
+
+
+def test_worker_errors_are_explained():
+    for text in ('DataLoader timed out after 5 seconds', 'DataLoader worker (pid 7) is killed by signal: Bus error. '):
+        with pytest.raises(RuntimeError, match='--shm-size') as caught, explained_worker_errors():
+            raise RuntimeError(text)
+        assert text in str(caught.value)
+    with pytest.raises(RuntimeError, match=r'^DataLoader is odd$'), explained_worker_errors():
+        raise RuntimeError('DataLoader is odd')
