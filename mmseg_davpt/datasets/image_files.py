@@ -24,7 +24,16 @@ _limit = threading.Lock()
 
 
 class ImageFileError(ValueError):
-    """An image or mask file that must not be used; the message says why."""
+    """An image or mask file that must not be used; the message says why.
+
+    Args:
+        message: The reason.
+        kind: What is wrong with a mask that can be read: ``colour mask``, ``lossy mask`` or ``bad ids``.
+    """
+
+    def __init__(self, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -120,24 +129,26 @@ def check_mask_file(data: bytes, backend: str = 'pillow') -> Header | None:
     if header is None:
         return None
     if header.format in ('JPEG', 'MPO'):
-        raise ImageFileError('a JPEG: its compression changes ids; save masks as PNG')
+        raise ImageFileError('a JPEG: its compression changes ids; save masks as PNG', 'lossy mask')
     if header.scaled:
         raise ImageFileError(
-            f'a gray PNG of {header.bits} bits, whose values decoders scale to 0 to 255; save masks with 8 bits'
+            f'a gray PNG of {header.bits} bits, whose values decoders scale to 0 to 255; save masks with 8 bits',
+            'bad ids',
         )
     if header.mode == '1' and backend != 'pillow':
-        raise ImageFileError(f'1 bit a pixel, which {backend} reads as 0 and 255; save masks with 8 bits')
+        raise ImageFileError(f'1 bit a pixel, which {backend} reads as 0 and 255; save masks with 8 bits', 'bad ids')
     if header.mode == 'F':
-        raise ImageFileError('pixels are float, not integers')
+        raise ImageFileError('pixels are float, not integers', 'bad ids')
     if header.mode.startswith('I'):
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             values = np.asarray(image)
         if values.min() < 0 or values.max() > 255:
             wrong = values[(values < 0) | (values > 255)]
-            raise ImageFileError(f'id {wrong[0]} in {wrong.size:,} pixels needs more than 8 bits: no class has this id')
+            raise ImageFileError(f'{wrong[0]} in {wrong.size:,} pixels does not fit into 8 bits: no class', 'bad ids')
     elif header.mode not in ('1', 'L', 'P'):
         raise ImageFileError(
-            f'colours ({header.mode}) instead of one id per pixel; save masks as 8-bit PNG with one channel'
+            f'colours ({header.mode}) instead of one id per pixel; save masks as 8-bit PNG with one channel',
+            'colour mask',
         )
     return header
 

@@ -56,7 +56,7 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
         path = results['img_path']
         try:
             results['exif_orientation'] = _check_image(path, self.backend_args, self.max_pixels)
-            return super().transform(results)  # type: ignore[no-any-return]
+            return super().transform(results)
         except Exception as error:  # a decoder may raise any exception
             if self.ignore_empty:
                 return None

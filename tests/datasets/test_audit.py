@@ -186,7 +186,12 @@ class TestReduceZeroLabel:
             mask = np.array(Image.open(path))
             save(np.where(np.isin(mask, (2, 4)), 0, mask), path)
         assert not self.verdict(root, True)
-        assert {fault.kind for fault in audit_config(config(root, True)).faults} == {'empty class'}
+        assert {fault.kind for fault in audit_config(config(root, True)).faults} == {'missing class'}
+        allowed = audit_config(config(root, True), allow_missing=['b', 'd'])
+        assert not allowed.errors
+        assert {fault.kind for fault in allowed.faults} == {'empty class'}
+        with pytest.raises(ValueError, match="no class is called 'e'; the classes are a, b, c, d"):
+            audit_config(config(root, True), allow_missing=['e'])
 
     def test_pipeline_and_dataset_disagree(self, root):
         cfg = config(root)
@@ -238,8 +243,16 @@ def test_turned_photographs(root):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(path).save(path, exif=exif)
+    turned, wrong = audit_config(config(root)).faults
+    assert (turned.kind, turned.path) == ('turned image', str(path))
+    assert (wrong.kind, wrong.path) == ('size mismatch', str(root / 'annotations/train/00.png'))
+    assert wrong.what.startswith('image 24x32, mask 32x24 (width x height). EXIF orientation 6 turns the image')
+    mask = root / 'annotations/train/00.png'  # a mask drawn on the turned image is right
+    save(np.rot90(np.array(Image.open(mask)), -1), mask)
     (fault,) = audit_config(config(root)).faults
-    assert (fault.kind, fault.what) == ('size mismatch', 'image 24x32, mask 32x24')
+    assert (fault.kind, fault.what) == (
+        'turned image', 'EXIF orientation 6: the image is turned when it is read, its mask is not'
+    )  # fmt: skip
 
 
 def test_wrappers_are_looked_through(root):
@@ -283,7 +296,8 @@ def test_what_cannot_be_checked(root, tmp_path):
 
 def test_generated_data(scenes):
     cfg = load_config(ROOT / 'configs/davpt_upernet_miniscenes.py', {'data_root': str(scenes)})
-    audit = audit_config(cfg)
+    assert {fault.kind for fault in audit_config(cfg).errors} == {'missing class'}  # of so few images
+    audit = audit_config(cfg, allow_missing=['mountain'])
     assert not audit.errors
     assert [(split.name, split.images) for split in audit.splits] == [('train', 8), ('val/test', 3)]
     assert 'ids in the files 0-' in format_audit(audit)

@@ -1,6 +1,6 @@
 # What all datasets share: the steps of the pipelines, loaders, evaluators. A dataset file changes steps by their index
-# and names its files; sizes here are those of ADE20K. CheckedLoadAnnotations knows the number of classes from the file of
-# the dataset.
+# and names its files; sizes here are those of ADE20K. CheckedLoadAnnotations gets the number of classes in the
+# file of the dataset.
 crop_size = (512, 512)
 train_pipeline = [
     dict(type='SeedPerDraw'),
