@@ -93,7 +93,7 @@ def segment_images(
     for path in tqdm(images, desc='segment'):
         try:
             image = _read_image(path, max_pixels)
-            mask = predict_mask(model, pipeline(dict(img_path=str(path))))
+            mask = predict_mask(model, _process(pipeline, path, image.shape))
             if mask.shape != image.shape[:2]:
                 raise ImageFileError(f'test_pipeline reads {mask.shape}, opencv {image.shape[:2]} (height, width)')
             _write(out / 'masks' / f'{path.stem}.png', mask.astype(np.uint8 if len(palette) <= 256 else np.uint16))
@@ -103,12 +103,20 @@ def segment_images(
     return failed
 
 
+def _process(pipeline: Compose, path: Path, shape: tuple[int, ...]) -> dict[str, Any]:
+    try:
+        sample: dict[str, Any] = pipeline(dict(img_path=str(path)))
+    except Exception as error:  # for instance Resize, if a side would have no pixel
+        raise ImageFileError(f'{shape[1]}x{shape[0]}: test_pipeline fails: {first_line(error)}') from error
+    return sample
+
+
 def predict_mask(model: BaseSegmentor, sample: Mapping[str, Any]) -> np.ndarray:
     """Class ids of an image, in bounded memory.
 
-    Small images are predicted by mmseg. Of others, the logits are resized in parts: mmseg would hold those of all classes
-    for all pixels (14 GB for 24 megapixels and 150 classes). This differs from mmseg by rounding alone. If the input of
-    the model is large too, it is predicted in overlapping tiles, of which the model sees one at a time.
+    Small images are predicted by mmseg. Of others, the logits are resized in parts: mmseg would hold those of all
+    classes for all pixels (14 GB for 24 megapixels and 150 classes). This differs from mmseg by rounding alone. If the
+    input of the model is large too, it is predicted in overlapping tiles, of which the model sees one at a time.
 
     Args:
         model: From mmseg's ``init_model``.
