@@ -16,7 +16,8 @@ def encoded(image, kind='PNG', **options):
 
 def truncated_jpeg(image):
     data = encoded(image, 'JPEG', quality=95)
-    return data[: len(data) * 2 // 3]
+    start = data.rfind(b'\xff\xda')  # of the scan
+    return data[: (start + len(data)) // 2]
 
 
 def chunk(kind, data):

@@ -76,7 +76,7 @@ def read_header(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Header | 
 
 
 def check_file(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = False) -> Header | None:
-    """Find a damaged or truncated image file, which opencv fills with gray and Pillow may read in part.
+    """Find a damaged or truncated image file, which opencv (4) fills with gray and Pillow may read in part.
 
     PNG has checksums, and all of its damage is found. JPEG has none: it is only known to be complete.
 
