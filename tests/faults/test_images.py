@@ -64,8 +64,9 @@ def cut(draw, data):
 def garbage(draw):
     return [
         b'', b'not an image', b'<html><body>404</body></html>', b'PK\x03\x04' + bytes(60),
-        b'%!PS-Adobe-3.0 EPSF-3.0\n%%', b'%PDF-1.4\n', draw.bytes(300), b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff\xe0', b'II*\0' + draw.bytes(40),
-        b'RIFF\x10\0\0\0WEBPVP8 ' + draw.bytes(20), b'BM' + draw.bytes(60), b'GIF89a' + draw.bytes(30),
+        b'%!PS-Adobe-3.0 EPSF-3.0\n%%', b'%PDF-1.4\n', draw.bytes(300), b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff\xe0',
+        b'II*\0' + draw.bytes(40), b'RIFF\x10\0\0\0WEBPVP8 ' + draw.bytes(20), b'BM' + draw.bytes(60),
+        b'GIF89a' + draw.bytes(30),
     ][int(draw.integers(13))]  # fmt: skip
 
 
