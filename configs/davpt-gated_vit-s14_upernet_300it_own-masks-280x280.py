@@ -18,8 +18,12 @@ __dataset = dict(
     seg_map_suffix=seg_map_suffix,
     reduce_zero_label=reduce_zero_label,
 )
-train_dataloader = dict(dataset=__dataset)
-val_dataloader = dict(dataset=__dataset)
+train_pipeline, test_pipeline, tta_pipeline = _base_.train_pipeline, _base_.test_pipeline, _base_.tta_pipeline
+train_pipeline[2].update(num_classes=len(classes))  # CheckedLoadAnnotations
+test_pipeline[2].update(num_classes=len(classes))
+tta_pipeline[1].transforms[2][0].update(num_classes=len(classes))
+train_dataloader = dict(dataset=dict(**__dataset, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(**__dataset, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 model = dict(
     data_preprocessor=dict(size=(280, 280)),

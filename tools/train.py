@@ -15,6 +15,7 @@ from mmseg_davpt.apis import (
     prepare_launcher,
 )
 from mmseg_davpt.datasets import check_data_roots, check_sampler
+from mmseg_davpt.datasets.audit import check_before_training
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,6 +36,7 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     check_data_roots(cfg)
     check_sampler(cfg)
+    check_before_training(cfg)
     if args.amp:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)

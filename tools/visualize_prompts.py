@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from mmcv.transforms import Compose
 from mmengine.config import DictAction
 from mmengine.runner import Runner
-from mmseg.apis import init_model
 
-from mmseg_davpt.apis import load_config, require_complete
-from mmseg_davpt.apis.inference import find_images
+from mmseg_davpt.apis import load_config
+from mmseg_davpt.apis.inference import find_images, load_segmentor
 from mmseg_davpt.datasets import check_data_roots
 from mmseg_davpt.models import PromptedEncoderDecoder
 from mmseg_davpt.reports import (
@@ -43,6 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--projection', choices=['pca', 'umap'], default='pca', help='of prompts and prototypes')
     parser.add_argument('--out', default='prompt_attention', help='folder for the figures')
     parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--trust-checkpoint', action='store_true', help='run the code that the checkpoints hold')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     return parser.parse_args()
 
@@ -57,8 +57,7 @@ def main() -> None:
     images, out = find_images(args.images), Path(args.out)
     models = {}
     for cfg, (_, file), name in zip(configs, files, args.names or ('checkpoint', 'compared')):
-        models[name] = init_model(cfg, file, device=args.device)
-        require_complete(models[name], file)
+        models[name] = load_segmentor(cfg, file, args.device, args.trust_checkpoint)
     classes = models[next(iter(models))].dataset_meta['classes']
     loader = Runner.build_dataloader(configs[0].val_dataloader)
     for block in args.blocks:
@@ -82,7 +81,7 @@ def main() -> None:
 
 def read_image(model: PromptedEncoderDecoder, path: Path) -> tuple[np.ndarray, torch.Tensor]:
     """The image as the model gets it: RGB ``(H, W, 3)`` and normalised ``(1, 3, H, W)``, padded to whole patches."""
-    steps = [step for step in model.cfg.test_pipeline if step.type != 'LoadAnnotations']
+    steps = [step for step in model.cfg.test_pipeline if 'LoadAnnotations' not in step.type]
     data = Compose(steps)(dict(img_path=str(path)))
     pixels = data['inputs']  # BGR, uint8
     padding = (0, -pixels.shape[2] % model.backbone.patch_size[1], 0, -pixels.shape[1] % model.backbone.patch_size[0])

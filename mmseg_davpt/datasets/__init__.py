@@ -3,12 +3,15 @@
 from .camvid import CamVidDataset
 from .ccp import CCPDataset
 from .check import check_data_roots, check_sampler
+from .loading import CheckedLoadAnnotations, CheckedLoadImageFromFile
 from .miniscenes import MiniScenesDataset, make_miniscenes
 from .sampling import ReplayableSampler, SeedPerDraw, images_per_pass
 
 __all__ = [
     'CCPDataset',
     'CamVidDataset',
+    'CheckedLoadAnnotations',
+    'CheckedLoadImageFromFile',
     'MiniScenesDataset',
     'ReplayableSampler',
     'SeedPerDraw',

@@ -35,9 +35,22 @@ def test_bases_are_alike(path):
     assert tta.type == 'TestTimeAug'
     assert [len(branch) for branch in tta.transforms[1:]] == [2, 1, 1]  # flips, mask, packing
     types = [[step['type'] for step in walk(part) if 'type' in step] for part in (cfg.test_pipeline, cfg.tta_pipeline)]
-    assert all(names.count('LoadAnnotations') == 1 for names in types)
+    assert all(names.count('CheckedLoadAnnotations') == 1 for names in types)
     if 'Resize' in types[0]:  # truth keeps its size
-        assert types[0].index('Resize') < types[0].index('LoadAnnotations')
+        assert types[0].index('Resize') < types[0].index('CheckedLoadAnnotations')
+
+
+def mask_steps(cfg):
+    keys = ('train_pipeline', 'test_pipeline', 'tta_pipeline', 'train_dataloader', 'val_dataloader', 'test_dataloader')
+    return [step for key in keys for step in walk(cfg[key]) if step.get('type') == 'CheckedLoadAnnotations']
+
+
+@pytest.mark.parametrize('path', [path for path in BASES if path.stem != 'own_masks'], ids=lambda path: path.stem)
+def test_every_loader_of_masks_knows_the_classes(path):
+    cfg = Config.fromfile(path)
+    kind = DATASETS.get(cfg.train_dataloader.dataset.type)
+    assert len(mask_steps(cfg)) == 6
+    assert {step.get('num_classes') for step in mask_steps(cfg)} == {len(kind.METAINFO['classes'])}
 
 
 @pytest.mark.parametrize('name', SOURCES)
@@ -87,6 +100,7 @@ def own_masks(tmp_path):
 def test_own_classes_reach_everything(own_masks):
     cfg = load_config(own_masks / 'mine.py', {'data_root': str(own_masks / 'data')})
     assert {node['num_classes'] for node in walk(cfg.model) if 'num_classes' in node} == {3}
+    assert [step.num_classes for step in mask_steps(cfg)] == [3] * 6
     init_default_scope('mmseg')
     for loader, number in ((cfg.train_dataloader, 4), (cfg.val_dataloader, 2), (cfg.test_dataloader, 2)):
         dataset = DATASETS.build(loader.dataset)

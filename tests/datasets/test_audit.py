@@ -186,7 +186,12 @@ class TestReduceZeroLabel:
             mask = np.array(Image.open(path))
             save(np.where(np.isin(mask, (2, 4)), 0, mask), path)
         assert not self.verdict(root, True)
-        assert {fault.kind for fault in audit_config(config(root, True)).faults} == {'empty class'}
+        assert {fault.kind for fault in audit_config(config(root, True)).faults} == {'missing class'}
+        allowed = audit_config(config(root, True), allow_missing=['b', 'd'])
+        assert not allowed.errors
+        assert {fault.kind for fault in allowed.faults} == {'empty class'}
+        with pytest.raises(ValueError, match="no class is called 'e'; the classes are a, b, c, d"):
+            audit_config(config(root, True), allow_missing=['e'])
 
     def test_pipeline_and_dataset_disagree(self, root):
         cfg = config(root)
@@ -204,6 +209,100 @@ def test_classes_that_never_occur(root):
     assert not audit.errors
     (fault,) = audit.faults
     assert (fault.kind, fault.split, fault.what) == ('empty class', 'val/test', 'class 2 (c) never occurs')
+
+
+def test_a_class_that_occurs_nowhere_is_an_error(root):
+    for path in root.rglob('*.png'):
+        mask = np.array(Image.open(path))
+        save(np.where(mask == 2, 1, mask), path)
+    audit = audit_config(config(root))
+    (fault,) = audit.faults
+    assert audit.errors == [fault]
+    assert (fault.kind, fault.split) == ('missing class', 'train and val/test')
+    assert 'class 2 (c) never occurs in any split' in fault.what
+    assert {fault.kind for fault in audit_config(config(root), allow_missing=['c']).faults} == {'empty class'}
+
+
+def make_binary(root):
+    for path in root.rglob('*.png'):
+        save((np.array(Image.open(path)) % 2) * 255, path)
+    cfg = config(root)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.metainfo = dict(classes=('background', 'object'))
+    return cfg
+
+
+def test_binary_masks(root):
+    """Ids 0 and 255: one class and ignored pixels, which every model gets right."""
+    cfg = make_binary(root)
+    audit = audit_config(cfg)
+    assert {fault.kind for fault in audit.errors} == {'binary mask', 'missing class'}
+    assert '0 and 255: a binary mask; use 0/1 or --map 255=1' in format_audit(audit)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.metainfo = dict(classes=('background',))
+    assert not audit_config(cfg).errors  # one class, and ignored pixels
+
+
+def test_masks_with_other_ids(root, tmp_path, monkeypatch, capsys):
+    cfg = make_binary(root)
+    before = {path: np.array(Image.open(path)) for path in sorted(root.rglob('*.png'))}
+    cfg.dump(tmp_path / 'config.py')
+
+    def check(*options):
+        monkeypatch.setattr(sys, 'argv', ['check_dataset.py', str(tmp_path / 'config.py'), *map(str, options)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / 'tools/check_dataset.py'), run_name='__main__')
+        return stop.value.code
+
+    monkeypatch.setattr(
+        sys, 'argv', ['check_dataset.py', str(tmp_path / 'config.py'), '--map', '255=1', '--out', str(tmp_path / 'out')]
+    )
+    runpy.run_path(str(ROOT / 'tools/check_dataset.py'), run_name='__main__')
+    printed = capsys.readouterr().out
+    assert f'12 masks written to {tmp_path}/out/annotations/train: set data_prefix.seg_map_path=' in printed
+    for path, mask in before.items():
+        assert np.array_equal(np.array(Image.open(path)), mask)  # unchanged
+        assert np.array_equal(np.array(Image.open(tmp_path / 'out' / path.relative_to(root))), mask // 255)
+    for split, loader in (('train', cfg.train_dataloader), ('val', cfg.val_dataloader), ('val', cfg.test_dataloader)):
+        loader.dataset.data_prefix.seg_map_path = str(tmp_path / 'out/annotations' / split)
+    assert not audit_config(cfg).faults
+    assert check('--map', '255=1', '--out', tmp_path / 'out') == 2
+    assert 'not an empty folder' in capsys.readouterr().err
+    assert check('--map', '255=1') == 2
+    assert check('--map', '255', '--out', tmp_path / 'new') == 2
+    assert 'write OLD=NEW' in capsys.readouterr().err
+    (root / 'annotations/train/00.png').write_bytes(b'')
+    failed = check('--map', '255=1', '--out', tmp_path / 'new')
+    assert failed == f'Not written:\n  {root}/annotations/train/00.png: the file is empty'
+
+
+def test_checksums(root):
+    """Pillow reads many of these masks, with wrong ids."""
+    path = root / 'annotations/train/00.png'
+    data = path.read_bytes()
+    for place in range(16, len(data), 7):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        assert ('unreadable mask', 'train', str(path)) in found(audit_config(config(root))), place
+
+
+def test_masks_of_one_pixel(root):
+    for name, shape in (('00', (1, 1)), ('01', (1, 9)), ('02', (9, 1))):
+        save(np.zeros((*shape, 3)), root / f'images/train/{name}.png')
+        (root / f'images/train/{name}.jpg').write_bytes((root / f'images/train/{name}.png').read_bytes())
+        (root / f'images/train/{name}.png').unlink()
+        save(np.ones(shape), root / f'annotations/train/{name}.png')
+    audit = audit_config(config(root))
+    assert not audit.errors
+    assert audit.splits[0].images == 12
+
+
+def test_other_suffixes_are_named(root):
+    (fault,) = (fault for fault in audit_config(config(root, img_suffix='.tif')).faults if fault.split == 'train'
+                and fault.kind == 'no images')  # fmt: skip
+    assert fault.what == "no *.tif there, but 12 files *.jpg: set img_suffix='.jpg' in the dataset"
+    faults = [fault for fault in audit_config(config(root, seg_map_suffix='.tif')).faults if fault.split == 'train']
+    assert {fault.kind for fault in faults} == {'missing mask'}
+    assert faults[0].what.endswith("but 12 files *.png: set seg_map_suffix='.png' in the dataset")
 
 
 def test_masks_are_read_as_the_pipeline_reads_them(root):
@@ -238,8 +337,16 @@ def test_turned_photographs(root):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(path).save(path, exif=exif)
+    turned, wrong = audit_config(config(root)).faults
+    assert (turned.kind, turned.path) == ('turned image', str(path))
+    assert (wrong.kind, wrong.path) == ('size mismatch', str(root / 'annotations/train/00.png'))
+    assert wrong.what.startswith('image 24x32, mask 32x24 (width x height). EXIF orientation 6 turns the image')
+    mask = root / 'annotations/train/00.png'  # a mask drawn on the turned image is right
+    save(np.rot90(np.array(Image.open(mask)), -1), mask)
     (fault,) = audit_config(config(root)).faults
-    assert (fault.kind, fault.what) == ('size mismatch', 'image 24x32, mask 32x24')
+    assert (fault.kind, fault.what) == (
+        'turned image', 'EXIF orientation 6: the image is turned when it is read, its mask is not'
+    )  # fmt: skip
 
 
 def test_wrappers_are_looked_through(root):
@@ -283,7 +390,8 @@ def test_what_cannot_be_checked(root, tmp_path):
 
 def test_generated_data(scenes):
     cfg = load_config(ROOT / 'configs/davpt_upernet_miniscenes.py', {'data_root': str(scenes)})
-    audit = audit_config(cfg)
+    assert {fault.kind for fault in audit_config(cfg).errors} == {'missing class'}  # of so few images
+    audit = audit_config(cfg, allow_missing=['mountain'])
     assert not audit.errors
     assert [(split.name, split.images) for split in audit.splits] == [('train', 8), ('val/test', 3)]
     assert 'ids in the files 0-' in format_audit(audit)

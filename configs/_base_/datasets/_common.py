@@ -1,10 +1,11 @@
 # What all datasets share: the steps of the pipelines, loaders, evaluators. A dataset file changes steps by their index
-# and names its files; sizes here are those of ADE20K.
+# and names its files; sizes here are those of ADE20K. CheckedLoadAnnotations gets the number of classes in the
+# file of the dataset.
 crop_size = (512, 512)
 train_pipeline = [
     dict(type='SeedPerDraw'),
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='CheckedLoadImageFromFile'),
+    dict(type='CheckedLoadAnnotations'),  # 2
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),  # 3
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),  # 4
     dict(type='RandomFlip', prob=0.5),
@@ -12,9 +13,9 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='LoadImageFromFile'),  # mmseg's inference functions look for this name
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),  # 1
-    dict(type='LoadAnnotations'),  # after Resize: the truth keeps its size
+    dict(type='CheckedLoadAnnotations'),  # 2, after Resize: the truth keeps its size
     dict(type='PackSegInputs'),
 ]
 tta_pipeline = [
@@ -24,7 +25,7 @@ tta_pipeline = [
         transforms=[
             [dict(type='Resize', scale_factor=r, keep_ratio=True) for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
             [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
-            [dict(type='LoadAnnotations')],
+            [dict(type='CheckedLoadAnnotations')],
             [dict(type='PackSegInputs')],
         ],
     ),

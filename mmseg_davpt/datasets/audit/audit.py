@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ from ..check import leaf_datasets
 from .samples import Reader, Sample, find_steps, id_table, inspect_sample
 
 # Kinds of faults that are no errors.
-WARNINGS = ('empty class', 'all ignored', 'duplicate image')
+WARNINGS = ('empty class', 'all ignored', 'duplicate image', 'turned image')
+
+
+class UnknownDatasetError(ValueError):
+    """A dataset that is no segmentation dataset of mmseg with classes and image files."""
 
 
 @dataclass(frozen=True)
@@ -94,54 +99,59 @@ class Audit:
         return dict(splits=splits, **{key: [vars(fault) for fault in faults] for key, faults in rows.items()})
 
 
-def audit_config(cfg: Mapping[str, Any], workers: int | None = None) -> Audit:
+def audit_config(cfg: Mapping[str, Any], workers: int | None = None, allow_missing: Collection[str] = ()) -> Audit:
     """Read every sample of the train, val and test data of a config.
 
     Args:
         cfg: A full config. The datasets inside of wrappers such as ``RepeatDataset`` are read; no model is built.
         workers: Number of threads; the number of CPUs by default.
+        allow_missing: Names of classes that may occur in no split.
 
     Raises:
-        ValueError: A dataset cannot be built, or is not a segmentation dataset with classes.
+        ValueError: A dataset cannot be built, or is not a segmentation dataset with classes; ``allow_missing`` names
+            an unknown class.
     """
     init_default_scope(cfg.get('default_scope', 'mmseg'))
     splits: list[Split] = []
     faults: list[Fault] = []
     listed: dict[str, set[str]] = defaultdict(set)  # folder -> masks that belong to an image
     digests: dict[bytes, list[tuple[str, str]]] = defaultdict(list)  # of an image file -> (split, path)
-    for name, leaf in _leaves(cfg):
-        split = Split(name, _build(name, leaf), not leaf.get('ann_file') and leaf.get('indices') is None)
+    for name, leaf in named_leaves(cfg):
+        split = Split(name, build_dataset(name, leaf), not leaf.get('ann_file') and leaf.get('indices') is None)
         splits.append(split)
-        add = partial(_add, faults, name)
-        infos = _infos(split)
+        add = partial(add_fault, faults, name)
+        infos = sample_infos(split)
         if not infos:
-            add('no images', str(split.dataset.data_prefix.get('img_path')), f'no *{split.dataset.img_suffix} there')
+            add('no images', *no_images(split.dataset))
             continue
-        reader = _reader(leaf, split, infos[0], add)
+        reader = make_reader(leaf, split, infos[0], add)
         split.images = len(infos)
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
             samples = pool.map(partial(inspect_sample, reader=reader), infos)
             for sample, info in zip(tqdm(samples, f'check {name}', len(infos), mininterval=1), infos):
-                _collect(split, info, sample, reader, add)
+                collect(split, info, sample, reader, add)
                 if sample.digest is not None:
                     digests[sample.digest].append((name, info['img_path']))
         masks = (info.get('seg_map_path') for info in infos)
         listed[_mask_folder(split)] |= {os.path.normpath(path) for path in masks if path}
+        _explain_missing_masks(split, faults)
+    _check_classes(splits, allow_missing, faults)
     for split in splits:
-        add = partial(_add, faults, split.name)
-        _check_classes(split, add)
+        add = partial(add_fault, faults, split.name)
         for path in _masks_alone(split, listed):
             add('mask without image', path, f'there is no image *{split.dataset.img_suffix} of this name')
     _check_zero_label(splits, faults)
+    check_binary(splits, faults)
     _check_duplicates(digests, faults)
     return Audit(splits, list(dict.fromkeys(faults)))
 
 
-def _add(faults: list[Fault], split: str, kind: str, path: str, what: str) -> None:
+def add_fault(faults: list[Fault], split: str, kind: str, path: str, what: str) -> None:
+    """Append a fault to ``faults``."""
     faults.append(Fault(kind, split, path, what))
 
 
-def _leaves(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def named_leaves(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Each dataset once, named by the loaders that read it."""
     names: dict[str, list[str]] = defaultdict(list)
     leaves: dict[str, Mapping[str, Any]] = {}
@@ -156,25 +166,48 @@ def _leaves(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield '/'.join(dict.fromkeys(names[key])), leaf
 
 
-def _build(name: str, leaf: Mapping[str, Any]) -> BaseDataset:
+def build_dataset(name: str, leaf: Mapping[str, Any]) -> BaseDataset:
+    """Build a dataset without its pipeline.
+
+    Args:
+        name: Name of the split.
+        leaf: Config of the dataset.
+
+    Raises:
+        ValueError: It cannot be built.
+        UnknownDatasetError: It is not a segmentation dataset with classes.
+    """
     cfg = ConfigDict({**leaf, 'pipeline': [], 'serialize_data': False, 'lazy_init': False, 'test_mode': False})
     try:
         dataset = DATASETS.build(cfg)
     except Exception as error:  # a dataset may raise any exception
         raise ValueError(f'{name}: {leaf.get("type")} cannot be built: {type(error).__name__}: {error}') from error
     if not hasattr(dataset, 'reduce_zero_label') or not dataset.metainfo.get('classes'):
-        raise ValueError(f'{name}: {leaf.get("type")} is not a segmentation dataset of mmseg with classes')
+        raise UnknownDatasetError(f'{name}: {leaf.get("type")} is not a segmentation dataset of mmseg with classes')
     return dataset
 
 
-def _infos(split: Split) -> list[dict[str, Any]]:
+def sample_infos(split: Split) -> list[dict[str, Any]]:
+    """Information of the dataset on all samples, with ``img_path``.
+
+    Raises:
+        UnknownDatasetError: Samples have no ``img_path``.
+    """
     infos = [split.dataset.get_data_info(index) for index in range(len(split.dataset))]
     if infos and 'img_path' not in infos[0]:
-        raise ValueError(f'{split.name}: samples of {type(split.dataset).__name__} have no img_path')
+        raise UnknownDatasetError(f'{split.name}: samples of {type(split.dataset).__name__} have no img_path')
     return infos
 
 
-def _reader(leaf: Mapping[str, Any], split: Split, info: Mapping[str, Any], add: partial[None]) -> Reader:
+def make_reader(leaf: Mapping[str, Any], split: Split, info: Mapping[str, Any], add: partial[None]) -> Reader:
+    """How the samples of a dataset are read.
+
+    Args:
+        leaf: Config of the dataset.
+        split: The dataset.
+        info: Information on any sample.
+        add: Called with kind, path and description if pipeline and dataset disagree on ``reduce_zero_label``.
+    """
     dataset, classes = split.dataset, len(split.classes)
     image_step, mask_step = find_steps(leaf.get('pipeline') or [])
     try:
@@ -192,7 +225,16 @@ def _reader(leaf: Mapping[str, Any], split: Split, info: Mapping[str, Any], add:
     )
 
 
-def _collect(split: Split, info: Mapping[str, Any], sample: Sample, reader: Reader, add: partial[None]) -> None:
+def collect(split: Split, info: Mapping[str, Any], sample: Sample, reader: Reader, add: partial[None]) -> None:
+    """Add ids and faults of a sample to those of its split.
+
+    Args:
+        split: The dataset, whose counts are increased.
+        info: Information on the sample.
+        sample: What was found in it.
+        reader: How it was read.
+        add: Called with kind, path and description of each fault.
+    """
     for kind, path, what in sample.faults:
         add(kind, path, what)
     if not sample.ids:
@@ -205,6 +247,15 @@ def _collect(split: Split, info: Mapping[str, Any], sample: Sample, reader: Read
     split.masks.update(pixels.keys())
     if set(pixels) == {split.dataset.ignore_index}:
         add('all ignored', info['seg_map_path'], 'no pixel of any class')
+
+
+def _explain_missing_masks(split: Split, faults: list[Fault]) -> None:
+    """If every mask is missing, say which files are there instead, in the first fault."""
+    missing = [place for place, fault in enumerate(faults) if (fault.kind, fault.split) == ('missing mask', split.name)]
+    if missing and len(missing) == split.images:
+        folder = str(split.dataset.data_prefix.get('seg_map_path'))
+        hint = other_suffixes(folder, split.dataset.seg_map_suffix, 'seg_map_suffix')
+        faults[missing[0]] = replace(faults[missing[0]], what=faults[missing[0]].what + hint)
 
 
 def _mask_folder(split: Split) -> str:
@@ -220,11 +271,72 @@ def _masks_alone(split: Split, listed: Mapping[str, set[str]]) -> list[str]:
     return [str(path) for path in masks if os.path.normpath(path) not in listed[_mask_folder(split)]]
 
 
-def _check_classes(split: Split, add: partial[None]) -> None:
-    if split.ids:
-        for index, name in enumerate(split.classes):
-            if not split.masks[index]:
-                add('empty class', str(split.dataset.data_root), f'class {index} ({name}) never occurs')
+def _check_classes(splits: list[Split], allow_missing: Collection[str], faults: list[Fault]) -> None:
+    """Find classes that occur in no split, and classes that a split lacks."""
+    groups = defaultdict(list)
+    for split in splits:
+        groups[split.classes].append(split)
+    if unknown := set(allow_missing) - {name for classes in groups for name in classes}:
+        raise ValueError(f'no class is called {sorted(unknown)[0]!r}; the classes are {", ".join(next(iter(groups)))}')
+    for classes, group in groups.items():
+        group = [split for split in group if split.ids]
+        for index, name in enumerate(classes):
+            without = [split for split in group if not split.masks[index]]
+            what = f'class {index} ({name}) never occurs'
+            if group and len(without) == len(group) and name not in allow_missing:
+                places = ' and '.join(split.name for split in group)
+                what += ' in any split: wrong ids in the masks, or a class too many; --allow-missing NAME permits it'
+                faults.append(Fault('missing class', places, str(group[0].dataset.data_root), what))
+                continue
+            for split in without:
+                faults.append(Fault('empty class', split.name, str(split.dataset.data_root), what))
+
+
+def check_binary(splits: list[Split], faults: list[Fault]) -> None:
+    """Find masks of 0 and 255, as drawing programs save them, whose 255 mmseg would ignore.
+
+    Args:
+        splits: Splits whose ids have been counted.
+        faults: The list to extend.
+    """
+    groups = defaultdict(list)
+    for split in splits:
+        if len(split.classes) > 1 and split.ids:
+            groups[split.classes, split.dataset.reduce_zero_label].append(split)
+    for group in groups.values():
+        if set().union(*(split.ids for split in group)) == {0, 255}:
+            what = (
+                'ids are 0 and 255: a binary mask; use 0/1 or --map 255=1 (python tools/check_dataset.py CONFIG '
+                '--map 255=1 --out FOLDER writes such masks). 255 is read as ignored'
+            )
+            name = ' and '.join(split.name for split in group)
+            faults.append(Fault('binary mask', name, str(group[0].dataset.data_root), what))
+
+
+def no_images(dataset: BaseDataset) -> tuple[str, str]:
+    """Path and description of the fault of a dataset without images."""
+    folder = str(dataset.data_prefix.get('img_path'))
+    if dataset.ann_file:
+        return str(dataset.ann_file), 'the list of the images is empty'
+    return folder, f'no *{dataset.img_suffix} there{other_suffixes(folder, dataset.img_suffix, "img_suffix")}'
+
+
+def other_suffixes(folder: str, suffix: str, option: str) -> str:
+    """Say which files a folder holds instead of those with ``suffix``; empty if there are none.
+
+    Args:
+        folder: Folder to search, with subfolders.
+        suffix: Suffix that the dataset looks for.
+        option: Option of the dataset that sets it.
+    """
+    if not Path(folder).is_dir():
+        return ''
+    found = Counter(path.suffix for path in islice(Path(folder).rglob('*.*'), 10_000) if not path.name.startswith('.'))
+    found.pop(Path(suffix).suffix, None)
+    if not found:
+        return ''
+    (other, number), *_ = found.most_common(1)
+    return f', but {number:,} files *{other}: set {option}={other!r} in the dataset'
 
 
 def _check_zero_label(splits: list[Split], faults: list[Fault]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,17 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmengine import fileio
 from mmseg.registry import TRANSFORMS
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from ..image_files import (
+    MAX_PIXELS,
+    ImageFileError,
+    check_file,
+    check_mask_file,
+    describe_mismatch,
+    describe_orientation,
+    first_line,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def find_steps(pipeline: list[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Ma
     def walk(node: Any) -> None:
         if isinstance(node, Mapping):
             name = str(node.get('type', '')).rpartition('.')[2]
-            if name.startswith('Load'):
+            if 'Load' in name:
                 found.setdefault('mask' if 'Annotation' in name else 'image', node)
             node = list(node.values())
         if isinstance(node, (list, tuple)):
@@ -84,6 +93,9 @@ def id_table(step: Mapping[str, Any], info: Mapping[str, Any]) -> np.ndarray:
     Raises:
         AssertionError: The transform and the dataset disagree on ``reduce_zero_label``.
     """
+    step = {key: value for key, value in step.items() if key not in ('num_classes', 'ignore_index')}
+    if str(step['type']).endswith('CheckedLoadAnnotations'):  # it would refuse ids beyond the classes
+        step['type'] = 'LoadAnnotations'
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'ids.png')
         Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path)
@@ -100,28 +112,46 @@ def inspect_sample(info: Mapping[str, Any], reader: Reader) -> Sample:
         reader: How to read it.
     """
     sample = Sample()
-    shape = _inspect_image(info, reader, sample)
+    found = _inspect_image(info, reader, sample)
     if info.get('seg_map_path') is not None:
-        mask = _inspect_mask(info['seg_map_path'], reader, sample)
-        if mask is not None and shape is not None and mask.shape != tuple(shape):
-            what = f'image {shape[1]}x{shape[0]}, mask {mask.shape[1]}x{mask.shape[0]}'
-            sample.faults.append(('size mismatch', info['seg_map_path'], what))
+        mask = inspect_mask(info['seg_map_path'], reader, sample)
+        if mask is not None and found is not None and mask.shape != found[0]:
+            sample.faults.append(
+                ('size mismatch', info['seg_map_path'], describe_mismatch(found[0], mask.shape, found[1]))
+            )
     return sample
 
 
-def _inspect_image(info: Mapping[str, Any], reader: Reader, sample: Sample) -> tuple[int, int] | None:
-    path = info['img_path']
+def _inspect_image(info: Mapping[str, Any], reader: Reader, sample: Sample) -> tuple[tuple[int, int], int] | None:
+    """Shape of the image as the pipeline reads it, and its EXIF orientation; ``None`` if it cannot be read."""
+    path, orientation = info['img_path'], 1
     try:
         data = fileio.get(path, backend_args=reader.backend_args)
         sample.digest = hashlib.blake2b(data, digest_size=16).digest()
-        _decode_whole(data)
-        return reader.load_image(dict(info))['img'].shape[:2]
+        if getattr(reader.load_image, 'imdecode_backend', None) != 'tifffile':  # it reads what Pillow does not
+            header = check_file(data, getattr(reader.load_image, 'max_pixels', MAX_PIXELS), decode=True)
+            orientation = 1 if header is None else header.orientation
+        height, width = reader.load_image(dict(info))['img'].shape[:2]
     except Exception as error:  # a decoder may raise any exception
         sample.faults.append(('unreadable image', path, _text(error)))
         return None
+    if orientation != 1:
+        sample.faults.append(('turned image', path, describe_orientation(orientation)))
+    return (height, width), orientation
 
 
-def _inspect_mask(path: str, reader: Reader, sample: Sample) -> np.ndarray | None:
+def inspect_mask(path: str, reader: Reader, sample: Sample) -> np.ndarray | None:
+    """Read a mask, count its ids and list its faults.
+
+    Args:
+        path: File of the mask.
+        reader: How to read it.
+        sample: The sample; its ids are set and its faults extended.
+
+    Returns:
+        The ids in the file, ``(H, W)``; ``None`` if there is no mask of one id per pixel.
+    """
+
     def fault(kind: str, what: str) -> None:
         sample.faults.append((kind, path, what))
 
@@ -130,16 +160,19 @@ def _inspect_mask(path: str, reader: Reader, sample: Sample) -> np.ndarray | Non
         return None
     try:
         data = fileio.get(path, backend_args=reader.backend_args)
-        form = _decode_whole(data)
-        mask = mmcv.imfrombytes(data, flag='unchanged', backend=reader.backend).squeeze()
-    except Exception as error:  # as above
-        fault('unreadable mask', _text(error))
+        check_mask_file(data, reader.backend)
+        mask: np.ndarray = mmcv.imfrombytes(data, flag='unchanged', backend=reader.backend)
+    except ImageFileError as error:
+        fault(error.kind or 'unreadable mask', str(error))
         return None
+    except Exception as error:  # as above
+        fault('unreadable mask', first_line(error))
+        return None
+    if mask.ndim == 3 and mask.shape[2] == 1:
+        mask = mask[..., 0]
     if mask.ndim != 2:
         fault('colour mask', f'{mask.shape[2]} channels instead of one id per pixel')
-        return mask[..., 0]
-    if form == 'JPEG':
-        fault('lossy mask', 'JPEG changes ids')
+        return None
     if mask.dtype == bool:
         mask = mask.astype(np.uint8)
     if not np.issubdtype(mask.dtype, np.integer):
@@ -160,17 +193,5 @@ def _count(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(counts), counts[counts > 0]
 
 
-def _decode_whole(data: bytes) -> str | None:
-    """Decode strictly (opencv fills what a truncated file lacks); the format, ``None`` if Pillow does not know it."""
-    try:
-        image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        if not data:
-            raise
-        return None  # the reader of the pipeline may know it
-    image.load()
-    return image.format
-
-
 def _text(error: Exception) -> str:
-    return f'{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else "no message"}'
+    return str(error) if isinstance(error, ImageFileError) else first_line(error)
