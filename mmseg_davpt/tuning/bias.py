@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..options import check_sequence, wrong
 from ..trunks import QKV, Trunk, bias_home
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_attention
@@ -47,8 +48,11 @@ class Bias(TuningMethod):
 
     def __init__(self, trunk: Trunk, depth: int, layers: str | Sequence[str] = 'all') -> None:
         super().__init__(trunk, depth)
-        if isinstance(layers, str) and layers != 'all':
-            raise ValueError(f"tuning.bias={layers!r}: expected 'all' or a tuple such as ('k', 'v')")
+        if not isinstance(layers, str) or layers != 'all':
+            expected = "'all' or a list or tuple of different names such as ('k', 'v')"
+            layers = check_sequence(self.option('layers'), layers, expected)
+            if not layers or not all(isinstance(layer, str) for layer in layers) or len(set(layers)) < len(layers):
+                raise wrong(self.option('layers'), layers, expected)
         self.layers = layers
         targets = [] if layers == 'all' else [target for target in QKV if target in layers]
         self._homes = {target: self._require_home(trunk.blocks[0].attn, target) for target in targets}

@@ -144,7 +144,7 @@ def test_frozen_drop_path_is_dead_and_tuned_is_live(vit):
         ('partial-9', '6 blocks'),
         (dict(promts=True), 'promts'),
         (dict(bias=('w',)), "bias='w'"),
-        (dict(bias='k'), "bias='k'"),
+        (dict(bias='k'), "bias.layers='k'"),
         (dict(blocks=(6,)), 'tuning.blocks'),
         (dict(blocks='all', bias=('k',)), 'twice'),
         (dict(lora=dict(targets=('query',))), 'targets'),
