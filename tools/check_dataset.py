@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
-from mmengine.config import DictAction
+from mmseg_davpt.apis.command_line import DictAction
 
 from mmseg_davpt.apis import load_config
 from mmseg_davpt.datasets import check_data_roots

@@ -3,10 +3,11 @@
 import argparse
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
-from mmengine.config import DictAction
+from mmseg_davpt.apis.command_line import DictAction
 from mmengine.runner import Runner
 
 from mmseg_davpt.apis import enable_amp, load_config, prepare_launcher
+from mmseg_davpt.apis.checks import check_classes, check_schedule
 from mmseg_davpt.datasets import check_data_roots, check_sampler
 
 
@@ -27,6 +28,8 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     check_data_roots(cfg)
     check_sampler(cfg)
+    check_schedule(cfg)
+    check_classes(cfg)
     if args.amp:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)

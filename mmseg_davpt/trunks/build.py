@@ -63,8 +63,8 @@ def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_p
         trunk = timm.create_model(arch)
     if reason := _why_unsupported(trunk):
         raise ValueError(
-            f'backbone.arch={arch!r}: {reason}. Prompts join pre-norm blocks with full attention: ViT, DeiT, DINO, DINOv2, '
-            'DINOv3, MAE, MoCo-v3, CLIP, SigLIP, EVA-02, BEiT (docs/backbones.md).'
+            f'backbone.arch={arch!r}: {reason}. Prompts join pre-norm blocks with full attention: ViT, DeiT, DINO, '
+            'DINOv2, DINOv3, MAE, MoCo-v3, CLIP, SigLIP, EVA-02, BEiT (docs/backbones.md).'
         )
     if img_size is not None:
         _check_patches(sides, trunk.patch_embed)
