@@ -36,7 +36,7 @@ def check_schedule(cfg: Mapping[str, Any]) -> None:
                 f'change. Set param_scheduler[{index}].by_epoch=False'
             )
     own_unit = [part for part in parts if part.get('by_epoch', True) == by_epoch or part.get('convert_to_iter_based')]
-    last = max(own_unit, key=lambda part: part.get('end', float('inf')), default={})
+    last: Mapping[str, Any] = max(own_unit, key=lambda part: part.get('end', float('inf')), default={})
     end = last.get('end', float('inf'))
     if end < length and _falls_to_zero(last):
         index = parts.index(last)

@@ -76,11 +76,11 @@ class PromptedViT(BaseModule):
         norm_outputs = check_bool('backbone.norm_outputs', norm_outputs)
         with_cp = check_bool('backbone.with_cp', with_cp)
         allow_random = check_bool('backbone.allow_random', allow_random)
-        pretrained = _check_pretrained(pretrained)
+        pretrained = _check_pretrained('backbone.pretrained', pretrained)
         if init_cfg is not None and check_mapping('backbone.init_cfg', init_cfg).get('type') == 'Pretrained':
             if isinstance(pretrained, str):
                 raise ValueError('backbone.init_cfg and backbone.pretrained both name weights: give one of them')
-            pretrained, init_cfg = _check_pretrained(init_cfg.get('checkpoint')), None
+            pretrained, init_cfg = _check_pretrained('backbone.init_cfg.checkpoint', init_cfg.get('checkpoint')), None
         if allow_random and pretrained:
             raise ValueError(
                 f'backbone.allow_random=True goes with pretrained=False, not with pretrained={pretrained!r}'
@@ -265,11 +265,11 @@ class PromptedViT(BaseModule):
         return state
 
 
-def _check_pretrained(pretrained: object) -> bool | str:
+def _check_pretrained(name: str, pretrained: object) -> bool | str:
     if isinstance(pretrained, os.PathLike):
         pretrained = os.fspath(pretrained)
     if not isinstance(pretrained, (bool, str)) or pretrained == '':
-        raise wrong('backbone.pretrained', pretrained, "True (timm's hub), the path of a file, or False")
+        raise wrong(name, pretrained, "True (timm's hub), the path of a file, or False")
     return pretrained
 
 
