@@ -70,8 +70,8 @@ class Bias(TuningMethod):
             present = [name for name in QKV if bias_home(attn, name) is not None]
             hint = " (a key bias changes nothing: bias=('v',) does the same)" if target == 'k' and present else ''
             raise ValueError(
-                f'tuning: bias={target!r} matches no parameter: the projections of attention in this trunk have a bias '
-                f'for {", ".join(present) or "none"}{hint}'
+                f'tuning.bias.layers={target!r} matches no parameter: the projections of attention in this trunk have '
+                f'a bias for {", ".join(present) or "none"}{hint}'
             )
         return home
 
@@ -95,7 +95,7 @@ class Bias(TuningMethod):
                 pattern = re.compile(rf'^blocks\.\d+\.(.*\.)?{re.escape(layer)}\.bias$')
                 names = {name for name in used if pattern.search(name)}
                 if not names:
-                    raise ValueError(f'tuning: bias={layer!r} matches no parameter of this trunk')
+                    raise ValueError(f'tuning.bias.layers={layer!r} matches no parameter of this trunk')
                 chosen |= names
         return chosen
 

@@ -143,7 +143,7 @@ def test_frozen_drop_path_is_dead_and_tuned_is_live(vit):
         (dict(lora=dict(rnk=2)), "unknown option 'rnk'"),
         ('partial-9', '6 blocks'),
         (dict(promts=True), 'promts'),
-        (dict(bias=('w',)), "bias='w'"),
+        (dict(bias=('w',)), "bias.layers='w'"),
         (dict(bias='k'), "bias.layers='k'"),
         (dict(blocks=(6,)), 'tuning.blocks'),
         (dict(blocks='all', bias=('k',)), 'twice'),
