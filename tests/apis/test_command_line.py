@@ -35,8 +35,8 @@ def test_spaces_survive(value, expected):
 
 @pytest.mark.parametrize(
     'value',
-    ['1', '-2.5', '1e-3', 'True', 'false', 'None', 'abc', '', 'a,b', '1,2', '[1,2]', '(1,)', '[(1,2),(3,4)]', '"a"', 'x=y',
-     '[(1, 2), (3, 4)]', '(1, 2)', '[]', 'f(x)', '[a,[b,c]]', '[[1],[2]]', 'nan'],
+    ['1', '-2.5', '1e-3', 'True', 'false', 'None', 'abc', '', 'a,b', '1,2', '[1,2]', '(1,)', '[(1,2),(3,4)]', '"a"',
+     'x=y', '[(1, 2), (3, 4)]', '(1, 2)', '[]', 'f(x)', '[a,[b,c]]', '[[1],[2]]', 'nan'],
 )  # fmt: skip
 def test_everything_else_is_as_in_mmengine(value):
     ours, theirs = parse(f'a.b={value}'), parse(f'a.b={value}', action=MmengineAction)
