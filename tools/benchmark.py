@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is not installed
 import mmseg_davpt  # noqa: F401  (first: its shims)
 import torch
-from mmengine.config import DictAction
+from mmseg_davpt.apis.command_line import DictAction
 
 from benchmarks.speed import CASES, PARTS, Options, run_benchmark
 

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmseg_davpt.apis import load_config
+from mmseg_davpt.apis.command_line import DictAction
 from mmseg_davpt.datasets import check_data_roots
 from mmseg_davpt.datasets.audit import audit_config, format_audit, map_masks, parse_map
 

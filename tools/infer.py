@@ -5,7 +5,7 @@ from pathlib import Path
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
 import torch
-from mmengine.config import DictAction
+from mmseg_davpt.apis.command_line import DictAction
 
 from mmseg_davpt.apis import load_config
 from mmseg_davpt.apis.inference import find_images, segment_images

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
-from mmengine.config import DictAction
+from mmseg_davpt.apis.command_line import DictAction
 from mmengine.registry import init_default_scope
 
 from mmseg_davpt.apis import load_config

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
-from mmengine.config import DictAction
+from mmseg_davpt.apis.command_line import DictAction
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner

@@ -3,7 +3,6 @@
 import argparse
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from mmseg_davpt.apis import (
@@ -14,8 +13,8 @@ from mmseg_davpt.apis import (
     load_config,
     prepare_launcher,
 )
-from mmseg_davpt.datasets import check_data_roots, check_sampler
-from mmseg_davpt.datasets.audit import check_before_training
+from mmseg_davpt.apis.checks import check_config
+from mmseg_davpt.apis.command_line import DictAction
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,9 +33,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    check_data_roots(cfg)
-    check_sampler(cfg)
-    check_before_training(cfg)
+    check_config(cfg)
     if args.amp:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.transforms import Compose
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from mmseg_davpt.apis import load_config
+from mmseg_davpt.apis.command_line import DictAction
 from mmseg_davpt.apis.inference import find_images, load_segmentor
 from mmseg_davpt.datasets import check_data_roots
 from mmseg_davpt.models import PromptedEncoderDecoder

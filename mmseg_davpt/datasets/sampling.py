@@ -16,6 +16,8 @@ from mmengine.registry import DATA_SAMPLERS
 from mmseg.registry import TRANSFORMS
 from torch.utils.data import Sampler
 
+from ..options import check_bool, check_integer
+
 
 class Draw(int):
     """Index of a sample, with the number of its draw in the run.
@@ -64,8 +66,9 @@ class ReplayableSampler(Sampler[Draw]):
 
     def __init__(self, dataset: Sized, shuffle: bool = True, seed: int | None = None, endless: bool = True) -> None:
         self.rank, self.world_size = get_dist_info()
-        self.size, self.shuffle, self.endless = len(dataset), shuffle, endless
-        self.seed: int = sync_random_seed() if seed is None else seed
+        self.size = len(dataset)
+        self.shuffle, self.endless = check_bool('sampler.shuffle', shuffle), check_bool('sampler.endless', endless)
+        self.seed: int = sync_random_seed() if seed is None else check_integer('sampler.seed', seed, low=0)
         self.first = 0  # first draw of this rank
         if (wrapper := _find_lossy_wrapper(dataset)) is not None:
             warnings.warn(

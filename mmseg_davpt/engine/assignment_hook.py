@@ -23,6 +23,7 @@ from ..datasets import ReplayableSampler, images_per_pass
 from ..guidance import MetricGuidance
 from ..models import PromptedEncoderDecoder
 from ..models.prototype_init import PrototypeInit
+from ..options import check_integer
 
 
 @HOOKS.register_module()
@@ -45,9 +46,8 @@ class PromptAssignmentHook(Hook):
     priority = 'NORMAL'  # before CheckpointHook, so that a checkpoint holds the refreshed assignment
 
     def __init__(self, num_batches: int = 200, interval: int | None = None) -> None:
-        if num_batches < 1 or (interval is not None and interval < 0):
-            raise ValueError(f'num_batches={num_batches}, interval={interval}: expected >= 1 and >= 0')
-        self.num_batches, self.interval = num_batches, interval
+        self.num_batches = check_integer('PromptAssignmentHook.num_batches', num_batches)
+        self.interval = None if interval is None else check_integer('PromptAssignmentHook.interval', interval, low=0)
         self._interval = 0  # in iterations, known once there is a data loader
 
     def before_train(self, runner: Runner) -> None:

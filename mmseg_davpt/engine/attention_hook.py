@@ -9,6 +9,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..options import check_integer
 from ..reports import attention_mass
 
 
@@ -25,7 +26,7 @@ class AttentionMassHook(Hook):
     priority = 'LOW'  # behind PromptAssignmentHook
 
     def __init__(self, num_batches: int = 20) -> None:
-        self.num_batches = num_batches
+        self.num_batches = check_integer('AttentionMassHook.num_batches', num_batches)
 
     def before_train(self, runner: Runner) -> None:
         """Measure, unless the run is resumed."""

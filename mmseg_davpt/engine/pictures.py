@@ -13,6 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
 
+from ..options import check_bool, check_integer, wrong
 from ..reports.picture_grid import Labels, draw_grid
 
 
@@ -27,8 +28,11 @@ class PictureGridHook(Hook):
             instance after saving the results.
     """
 
-    def __init__(self, num: int = 6, path: str | None = None, draw_after_test: bool = True) -> None:
-        self.num, self.path, self.draw_after_test = num, path, draw_after_test
+    def __init__(self, num: int = 6, path: str | Path | None = None, draw_after_test: bool = True) -> None:
+        self.num = check_integer('PictureGridHook.num', num)
+        if not isinstance(path, (str, Path, type(None))):
+            raise wrong('PictureGridHook.path', path, 'the path of a picture, or None')
+        self.path, self.draw_after_test = path, check_bool('PictureGridHook.draw_after_test', draw_after_test)
         self.rows: list[tuple[str | None, Labels | None, Labels]] = []  # path of the image, truth, prediction
 
     def before_test(self, runner: Runner) -> None:

@@ -9,6 +9,7 @@ import torch
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..options import check_bool, check_choice, check_integer, check_integers, check_number
 from .assignment import PromptAssignment
 from .losses import ProxyAnchorLoss
 from .prototypes import class_prototypes
@@ -71,7 +72,7 @@ class MetricGuidance(nn.Module):
         assignments: :class:`~mmseg_davpt.guidance.PromptAssignment` of each guided block, in the order of ``blocks``.
 
     Raises:
-        ValueError: An unknown space, no block, a block without prompts, a negative weight.
+        ValueError: An option out of range, a block without prompts or one given twice; the message names the option.
     """
 
     def __init__(
@@ -90,21 +91,18 @@ class MetricGuidance(nn.Module):
         center_prototypes: bool = False,
     ) -> None:
         super().__init__()
-        for key, space, known in (
-            ('sample_space', sample_space, SAMPLE_SPACES),
-            ('prompt_space', prompt_space, PROMPT_SPACES),
-            ('proto_space', proto_space, SAMPLE_SPACES),
-        ):
-            if space not in known:
-                raise ValueError(f'guidance.{key}={space!r}: expected one of {known}')
-        if weight_patch < 0 or weight_proto < 0:
-            raise ValueError(f'guidance: weights {weight_patch}, {weight_proto}: expected numbers >= 0')
-        self.num_classes, self.blocks = num_classes, _resolve_blocks(blocks, prompt_counts)
-        self.weight_patch, self.weight_proto = weight_patch, weight_proto
-        self.sample_space, self.prompt_space, self.proto_space = sample_space, prompt_space, proto_space
-        self.metric, self.center_prototypes = ProxyAnchorLoss(alpha, margin), center_prototypes
+        self.num_classes = check_integer('guidance.num_classes', num_classes, low=2)
+        self.blocks = _resolve_blocks(blocks, prompt_counts)
+        self.weight_patch = check_number('guidance.weight_patch', weight_patch)
+        self.weight_proto = check_number('guidance.weight_proto', weight_proto)
+        self.sample_space = check_choice('guidance.sample_space', sample_space, SAMPLE_SPACES)
+        self.prompt_space = check_choice('guidance.prompt_space', prompt_space, PROMPT_SPACES)
+        self.proto_space = check_choice('guidance.proto_space', proto_space, SAMPLE_SPACES)
+        self.metric = ProxyAnchorLoss(alpha, margin)
+        self.center_prototypes = check_bool('guidance.center_prototypes', center_prototypes)
         self.assignments = nn.ModuleList(
-            PromptAssignment(num_classes, prompt_counts[block], embed_dims, center_prototypes) for block in self.blocks
+            PromptAssignment(self.num_classes, prompt_counts[block], embed_dims, self.center_prototypes)
+            for block in self.blocks
         )
         self._assignment_checked = False
 
@@ -191,6 +189,7 @@ class MetricGuidance(nn.Module):
 
 def _resolve_blocks(blocks: Sequence[int], prompt_counts: Sequence[int]) -> tuple[int, ...]:
     """Guided blocks, ascending, counted from 0; each must have prompts."""
+    blocks = check_integers('guidance.blocks', blocks)
     if not blocks:
         raise ValueError('guidance.blocks is empty: name a block, or leave the guidance out')
     depth = len(prompt_counts)
@@ -198,10 +197,13 @@ def _resolve_blocks(blocks: Sequence[int], prompt_counts: Sequence[int]) -> tupl
         if not -depth <= block < depth or not prompt_counts[block]:
             prompted = [index for index, count in enumerate(prompt_counts) if count]
             raise ValueError(
-                f'guidance.blocks={tuple(blocks)}: block {block} has no prompts; blocks with deep prompts are '
+                f'guidance.blocks={blocks}: block {block} has no prompts; blocks with deep prompts are '
                 f'{prompted or "none"}'
             )
-    return tuple(sorted({block % depth for block in blocks}))
+    resolved = sorted(block % depth for block in blocks)
+    if len(set(resolved)) < len(resolved):
+        raise ValueError(f'guidance.blocks={blocks}: a block is given twice')
+    return tuple(resolved)
 
 
 def _prototypes(recorded: Activations, fractions: Tensor, space: str) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..options import check_number
+
 
 class ProxyAnchorLoss(nn.Module):
     """Proxy-Anchor loss over prompts (Kim et al., CVPR 2020, eq. 4; DA-VPT, CVPR 2025, eq. 4).
@@ -19,17 +21,16 @@ class ProxyAnchorLoss(nn.Module):
     Args:
         alpha: Sharpness; 32 is Proxy-Anchor's value. (DA-VPT prints a margin of 32, which no cosine can meet; its code
             uses these values.)
-        margin: Margin on the cosine, 0.1.
+        margin: Margin on the cosine, in ``[0, 1]``; 0.1.
 
     Raises:
-        ValueError: ``alpha`` is not positive.
+        ValueError: ``alpha`` is not positive, or ``margin`` is not in ``[0, 1]``.
     """
 
     def __init__(self, alpha: float = 32.0, margin: float = 0.1) -> None:
         super().__init__()
-        if alpha <= 0:
-            raise ValueError(f'alpha={alpha}: expected a positive number')
-        self.alpha, self.margin = alpha, margin
+        self.alpha = check_number('guidance.alpha', alpha, above=True)
+        self.margin = check_number('guidance.margin', margin, high=1.0)
 
     def forward(self, samples: Tensor, labels: Tensor, proxies: Tensor, assignment: Tensor) -> Tensor:
         """Compute the loss.

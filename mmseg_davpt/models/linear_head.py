@@ -10,6 +10,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from ..options import check_integer, check_integers, check_mapping, wrong
+
 
 @MODELS.register_module()
 class LinearBNHead(BaseDecodeHead):
@@ -20,6 +22,9 @@ class LinearBNHead(BaseDecodeHead):
         in_index: Which of the backbone's maps; as many as ``in_channels``.
         norm_cfg: The batch norm.
         **kwargs: As for ``BaseDecodeHead``, but for ``channels`` and ``input_transform``, which follow.
+
+    Raises:
+        ValueError: An option out of range; the message names it.
     """
 
     def __init__(
@@ -29,6 +34,12 @@ class LinearBNHead(BaseDecodeHead):
         norm_cfg: Mapping[str, Any] = dict(type='BN'),
         **kwargs: object,
     ) -> None:
+        in_channels = check_integers('decode_head.in_channels', in_channels)
+        if not in_channels or min(in_channels) < 1:
+            raise wrong('decode_head.in_channels', in_channels, 'a list or tuple of whole numbers >= 1')
+        in_index = check_integers('decode_head.in_index', in_index, len(in_channels))
+        check_mapping('decode_head.norm_cfg', norm_cfg)
+        check_integer('decode_head.num_classes', kwargs.get('num_classes'), low=2)
         super().__init__(
             in_channels=in_channels,
             in_index=in_index,

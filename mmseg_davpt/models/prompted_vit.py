@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -13,6 +14,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
+from ..options import check_bool, check_integers, check_mapping, wrong
 from ..trunks import build_trunk, resolve_blocks
 from ..tuning import (
     TOKEN_GRID,
@@ -71,24 +73,33 @@ class PromptedViT(BaseModule):
         allow_random: bool = False,
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        if init_cfg is not None and init_cfg.get('type') == 'Pretrained':
+        norm_outputs = check_bool('backbone.norm_outputs', norm_outputs)
+        with_cp = check_bool('backbone.with_cp', with_cp)
+        allow_random = check_bool('backbone.allow_random', allow_random)
+        pretrained = _check_pretrained('backbone.pretrained', pretrained)
+        if init_cfg is not None and check_mapping('backbone.init_cfg', init_cfg).get('type') == 'Pretrained':
             if isinstance(pretrained, str):
-                raise ValueError('init_cfg and pretrained both name weights: give one of them')
-            pretrained, init_cfg = init_cfg['checkpoint'], None
+                raise ValueError('backbone.init_cfg and backbone.pretrained both name weights: give one of them')
+            pretrained, init_cfg = _check_pretrained('backbone.init_cfg.checkpoint', init_cfg.get('checkpoint')), None
         if allow_random and pretrained:
-            raise ValueError(f'allow_random=True goes with pretrained=False, not with pretrained={pretrained!r}')
+            raise ValueError(
+                f'backbone.allow_random=True goes with pretrained=False, not with pretrained={pretrained!r}'
+            )
         super().__init__(init_cfg)
         self.arch, self.pretrained, self.allow_random, self.norm_outputs = arch, pretrained, allow_random, norm_outputs
         self.trunk = build_trunk(arch, img_size, drop_path_rate)
         if norm_outputs and isinstance(self.trunk.norm, nn.Identity):
-            raise ValueError(f'norm_outputs=True, but {arch} has no final norm of its own: set norm_outputs=False')
+            raise ValueError(
+                f'backbone.norm_outputs=True, but {arch} has no final norm of its own: set norm_outputs=False'
+            )
         self.embed_dims = self.trunk.embed_dim
         self.num_prefix_tokens = self.trunk.num_prefix_tokens
         self.patch_size: tuple[int, int] = self.trunk.patch_embed.patch_size
         blocks = len(self.trunk.blocks)
-        self.out_indices = resolve_blocks(out_indices, blocks, 'out_indices')
+        out_indices = check_integers('backbone.out_indices', out_indices)
+        self.out_indices = resolve_blocks(out_indices, blocks, 'backbone.out_indices')
         if list(self.out_indices) != [index % blocks for index in out_indices]:
-            raise ValueError(f'out_indices={tuple(out_indices)}: expected ascending block indices')
+            raise wrong('backbone.out_indices', out_indices, 'ascending block indices')
         self.depth = self.out_indices[-1] + 1
         self._weights_loaded = False
         self.register_load_state_dict_pre_hook(_prepare_state)
@@ -252,6 +263,14 @@ class PromptedViT(BaseModule):
             if methods is None or name in methods:
                 method.merge(state)
         return state
+
+
+def _check_pretrained(name: str, pretrained: object) -> bool | str:
+    if isinstance(pretrained, os.PathLike):
+        pretrained = os.fspath(pretrained)
+    if not isinstance(pretrained, (bool, str)) or pretrained == '':
+        raise wrong(name, pretrained, "True (timm's hub), the path of a file, or False")
+    return pretrained
 
 
 # Names of checkpoints that were written before each method had a folder of its own (version 0.1).

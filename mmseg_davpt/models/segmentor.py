@@ -16,6 +16,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ..guidance import MetricGuidance, patch_class_fractions
+from ..options import check_choice, check_integer, check_mapping, check_size
 from ..trunks import pixel_statistics
 from .prompted_vit import PromptedViT
 
@@ -34,19 +35,29 @@ class PromptedEncoderDecoder(EncoderDecoder):
     Raises:
         TypeError: Guidance for a backbone that is no :class:`PromptedViT`.
         ValueError: Guidance for another number of classes than the decode head's; a guided ``tuning`` without
-            guidance; sliding windows that leave gaps.
+            guidance; sliding windows that leave gaps; a head that reads a map which nobody makes; an option out of
+            range. The message names the option.
         ImportError: A decode head of mmdet without mmdet, or without the compiled operators that it needs.
     """
 
     backbone: PromptedViT
 
     def __init__(self, *, guidance: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        _require_mmdet(str(kwargs['decode_head'].get('type')))
+        heads = _head_configs(kwargs)
+        for key, head in heads.items():
+            _require_mmdet(str(head.get('type')))
+            if 'num_classes' in head:  # with one class every pixel is right and the loss is 0
+                check_integer(f'{key}.num_classes', head['num_classes'], low=2)
+        if guidance is not None:
+            check_mapping('guidance', guidance)
         super().__init__(**kwargs)
+        maps = _number_of_maps(self)
+        for key, head in heads.items():
+            _check_in_index(key, head, maps)
         if isinstance(self.backbone, PromptedViT) and isinstance(kwargs.get('data_preprocessor'), Mapping):
             _compare_statistics(kwargs['data_preprocessor'], self.backbone)
-        if self.test_cfg is not None and self.test_cfg.get('mode') == 'slide':
-            _check_windows(self.test_cfg)
+        if self.test_cfg is not None:
+            _check_test_cfg(self.test_cfg)
         self.guidance = None if guidance is None else self._build_guidance(guidance)
         if guidance is None and getattr(self.backbone, 'expects_guidance', False):
             raise ValueError(
@@ -138,14 +149,54 @@ class PromptedEncoderDecoder(EncoderDecoder):
         return patch_class_fractions(gt, self.backbone.patch_size, self.num_classes, self.decode_head.ignore_index)
 
 
+def _head_configs(kwargs: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Name of each head as a config writes it -> its config."""
+    heads = {'decode_head': check_mapping('decode_head', kwargs.get('decode_head'))}
+    auxiliary = kwargs.get('auxiliary_head')
+    if isinstance(auxiliary, (list, tuple)):
+        heads.update(
+            (f'auxiliary_head[{i}]', check_mapping('auxiliary_head', head)) for i, head in enumerate(auxiliary)
+        )
+    elif auxiliary is not None:
+        heads['auxiliary_head'] = check_mapping('auxiliary_head', auxiliary)
+    return heads
+
+
+def _number_of_maps(model: EncoderDecoder) -> int | None:
+    """How many maps the heads get; ``None`` where that is not known before a forward pass."""
+    if not model.with_neck:
+        indices = getattr(model.backbone, 'out_indices', None)
+        return None if indices is None else len(indices)
+    rescales = getattr(model.neck, 'rescales', None)  # of Feature2Pyramid
+    return getattr(model.neck, 'num_outs', None) if rescales is None else len(rescales)
+
+
+def _check_in_index(key: str, head: Mapping[str, Any], maps: int | None) -> None:
+    indices = head.get('in_index', -1)
+    absent = [i for i in (indices if isinstance(indices, (list, tuple)) else [indices]) if not _is_map(i, maps)]
+    if absent:
+        raise ValueError(f'{key}.in_index={indices!r}: the head gets {maps} maps, there is no map {absent[0]!r}')
+
+
+def _is_map(index: Any, maps: int | None) -> bool:
+    return maps is None or (isinstance(index, int) and -maps <= index < maps)
+
+
+def _check_test_cfg(test_cfg: Mapping[str, Any]) -> None:
+    check_integer('test_cfg.slide_batch', test_cfg.get('slide_batch', 1))
+    if check_choice('test_cfg.mode', test_cfg.get('mode'), ('whole', 'slide')) == 'slide':
+        _check_windows(test_cfg)
+
+
 def _check_windows(test_cfg: Mapping[str, Any]) -> None:
     """Sliding windows must leave no gaps: pixels without a window have no logits."""
     crop_size, stride = test_cfg.get('crop_size'), test_cfg.get('stride')
     if crop_size is None or stride is None:
         raise ValueError("test_cfg.mode='slide' needs test_cfg.crop_size and test_cfg.stride, each (height, width)")
+    crop_size, stride = check_size('test_cfg.crop_size', crop_size), check_size('test_cfg.stride', stride)
     if any(not 0 < step <= crop for step, crop in zip(stride, crop_size)):
         raise ValueError(
-            f'test_cfg.stride={tuple(stride)}, test_cfg.crop_size={tuple(crop_size)}: windows must cover the image, '
+            f'test_cfg.stride={stride}, test_cfg.crop_size={crop_size}: windows must cover the image, '
             'so each stride must be at least 1 and at most the crop size'
         )
 

@@ -12,6 +12,8 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models import beit, eva, vision_transformer
 from torch import nn
 
+from ..options import check_integers, check_number, check_size, wrong
+
 # A trunk of build_trunk. torch types every attribute of a module as Tensor | Module, and the supported classes of timm
 # have no common base that declares blocks, patch_embed, embed_dim and the rest.
 Trunk: TypeAlias = Any
@@ -43,11 +45,16 @@ def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_p
     Raises:
         ValueError: timm does not know the name, or prompts cannot join the model; the message gives the reason.
     """
+    if not isinstance(arch, str):
+        raise wrong('backbone.arch', arch, 'the name of a timm model')
+    if img_size is not None:
+        sides = check_size('backbone.img_size', img_size if isinstance(img_size, Sequence) else (img_size, img_size))
+    drop_path_rate = check_number('backbone.drop_path_rate', drop_path_rate, high=1.0, below=True)
     name = arch.split('.')[0]
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=5)
-        raise ValueError(f'arch={arch!r} is not a timm model. Close names: {", ".join(close) or "none"}.')
-    options: dict[str, Any] = {} if img_size is None else {'img_size': img_size}
+        raise ValueError(f'backbone.arch={arch!r} is not a timm model. Close names: {", ".join(close) or "none"}.')
+    options: dict[str, Any] = {} if img_size is None else {'img_size': sides}
     if timm.models.model_entrypoint(name).__module__ != beit.__name__:
         options |= dict(dynamic_img_size=True, dynamic_img_pad=True)
     try:
@@ -56,13 +63,23 @@ def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_p
         trunk = timm.create_model(arch)
     if reason := _why_unsupported(trunk):
         raise ValueError(
-            f'arch={arch!r}: {reason}. Prompts join pre-norm blocks with full attention: ViT, DeiT, DINO, DINOv2, '
-            'DINOv3, MAE, MoCo-v3, CLIP, SigLIP, EVA-02, BEiT (docs/backbones.md).'
+            f'backbone.arch={arch!r}: {reason}. Prompts join pre-norm blocks with full attention: ViT, DeiT, DINO, '
+            'DINOv2, DINOv3, MAE, MoCo-v3, CLIP, SigLIP, EVA-02, BEiT (docs/backbones.md).'
         )
+    if img_size is not None:
+        _check_patches(sides, trunk.patch_embed)
     trunk.pooled_norm = not isinstance(trunk.fc_norm, nn.Identity)
     if trunk.pooled_norm:
         trunk.norm, trunk.fc_norm = trunk.fc_norm, nn.Identity()
     return trunk
+
+
+def _check_patches(sides: tuple[int, int], patch_embed: PatchEmbed) -> None:
+    """A position table needs a patch; a trunk of one size (BEiT) would drop the pixels behind the last whole one."""
+    patch = patch_embed.patch_size
+    if any(side < size or (patch_embed.strict_img_size and side % size) for side, size in zip(sides, patch)):
+        multiple = 'a multiple of' if patch_embed.strict_img_size else 'at least'
+        raise wrong('backbone.img_size', sides, f'(height, width), each {multiple} the patch size {patch}')
 
 
 def _why_unsupported(trunk: Trunk) -> str | None:
@@ -103,14 +120,14 @@ def resolve_blocks(blocks: str | Sequence[int], depth: int, key: str) -> tuple[i
     Raises:
         ValueError: ``blocks`` is empty, has a repeated index or one out of range.
     """
-    if blocks == 'all':
+    if isinstance(blocks, str) and blocks == 'all':
         return tuple(range(depth))
-    if isinstance(blocks, str) or not blocks:
-        raise ValueError(f"{key}={blocks!r}: expected 'all' or block indices")
-    wrong = [index for index in blocks if not -depth <= index < depth]
-    if wrong:
-        raise ValueError(f'{key}={list(blocks)}: {depth} blocks are in use, there is no block {wrong[0]}')
-    resolved = sorted(index % depth for index in blocks)
+    if isinstance(blocks, str) or not (indices := check_integers(key, blocks)):
+        raise wrong(key, blocks, "'all' or block indices")
+    absent = [index for index in indices if not -depth <= index < depth]
+    if absent:
+        raise ValueError(f'{key}={list(indices)}: {depth} blocks are in use, there is no block {absent[0]}')
+    resolved = sorted(index % depth for index in indices)
     if len(set(resolved)) < len(resolved):
-        raise ValueError(f'{key}={list(blocks)}: a block is given twice')
+        raise ValueError(f'{key}={list(indices)}: a block is given twice')
     return tuple(resolved)

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..options import check_integer, check_number
 from ..trunks import Trunk
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_block
@@ -25,16 +26,15 @@ class AdaptFormer(TuningMethod):
         scale: Scale of the branch; AdaptFormer's is 0.1.
 
     Raises:
-        ValueError: A width below 1.
+        ValueError: A width below 1, or a scale that is not positive.
     """
 
     presets = {'adaptformer': Preset(dict(adaptformer={}))}
 
     def __init__(self, trunk: Trunk, depth: int, dim: int = 64, scale: float = 0.1) -> None:
         super().__init__(trunk, depth)
-        if dim < 1:
-            raise ValueError(f'{type(self).__name__}: dim={dim}: expected a width >= 1')
-        self.scale = scale
+        dim = check_integer(self.option('dim'), dim)
+        self.scale = check_number(self.option('scale'), scale, above=True)
         self.branches: Any = nn.ModuleDict()  # block -> nn.ModuleDict of down and up
         for index in range(depth):
             down, up = nn.Linear(self.width, dim), nn.Linear(dim, self.width)

@@ -60,6 +60,12 @@ class TuningMethod(nn.Module):
         self.width: int = trunk.embed_dim
         self.active = True
 
+    @classmethod
+    def option(cls, name: str) -> str:
+        """An option as a config writes it, for messages: ``tuning.lora.rank``."""
+        method = next((key for key, known in TUNING_METHODS.module_dict.items() if known is cls), cls.__name__)
+        return f'tuning.{method}.{name}'
+
     def attach(self, trunk: Trunk) -> None:
         """Add the method to the blocks of the trunk. Nothing to do for a method that trains the trunk's parameters."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..options import check_sequence, wrong
 from ..trunks import QKV, Trunk, bias_home
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_attention
@@ -47,8 +48,11 @@ class Bias(TuningMethod):
 
     def __init__(self, trunk: Trunk, depth: int, layers: str | Sequence[str] = 'all') -> None:
         super().__init__(trunk, depth)
-        if isinstance(layers, str) and layers != 'all':
-            raise ValueError(f"tuning.bias={layers!r}: expected 'all' or a tuple such as ('k', 'v')")
+        if not isinstance(layers, str) or layers != 'all':
+            expected = "'all' or a list or tuple of different names such as ('k', 'v')"
+            layers = check_sequence(self.option('layers'), layers, expected)
+            if not layers or not all(isinstance(layer, str) for layer in layers) or len(set(layers)) < len(layers):
+                raise wrong(self.option('layers'), layers, expected)
         self.layers = layers
         targets = [] if layers == 'all' else [target for target in QKV if target in layers]
         self._homes = {target: self._require_home(trunk.blocks[0].attn, target) for target in targets}
@@ -66,8 +70,8 @@ class Bias(TuningMethod):
             present = [name for name in QKV if bias_home(attn, name) is not None]
             hint = " (a key bias changes nothing: bias=('v',) does the same)" if target == 'k' and present else ''
             raise ValueError(
-                f'tuning: bias={target!r} matches no parameter: the projections of attention in this trunk have a bias '
-                f'for {", ".join(present) or "none"}{hint}'
+                f'tuning.bias.layers={target!r} matches no parameter: the projections of attention in this trunk have '
+                f'a bias for {", ".join(present) or "none"}{hint}'
             )
         return home
 
@@ -91,7 +95,7 @@ class Bias(TuningMethod):
                 pattern = re.compile(rf'^blocks\.\d+\.(.*\.)?{re.escape(layer)}\.bias$')
                 names = {name for name in used if pattern.search(name)}
                 if not names:
-                    raise ValueError(f'tuning: bias={layer!r} matches no parameter of this trunk')
+                    raise ValueError(f'tuning.bias.layers={layer!r} matches no parameter of this trunk')
                 chosen |= names
         return chosen
 

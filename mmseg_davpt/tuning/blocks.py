@@ -40,7 +40,7 @@ class Blocks(TuningMethod):
 
     def __init__(self, trunk: Trunk, depth: int, indices: str | Sequence[int] = 'all') -> None:
         super().__init__(trunk, depth)
-        self.indices = resolve_blocks(indices, depth, 'tuning.blocks')
+        self.indices = resolve_blocks(indices, depth, self.option('indices'))
 
     def trunk_parameters(self, used: Collection[str]) -> set[str]:
         """All parameters of the blocks."""

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..options import check_integer, check_number
 from ..trunks import Trunk
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_block
@@ -56,16 +57,15 @@ class ConvPass(TuningMethod):
         scale: Scale of the branches; the authors search it per dataset.
 
     Raises:
-        ValueError: A width below 1.
+        ValueError: A width below 1, or a scale that is not positive.
     """
 
     presets = {'convpass': Preset(dict(convpass={}))}
 
     def __init__(self, trunk: Trunk, depth: int, dim: int = 8, scale: float = 1.0) -> None:
         super().__init__(trunk, depth)
-        if dim < 1:
-            raise ValueError(f'tuning.convpass: dim={dim}: expected a width >= 1')
-        self.scale = scale
+        dim = check_integer(self.option('dim'), dim)
+        self.scale = check_number(self.option('scale'), scale, above=True)
         self.attention, self.mlp = (
             nn.ModuleDict({str(index): Bypass(self.width, dim) for index in range(depth)}) for _ in range(2)
         )

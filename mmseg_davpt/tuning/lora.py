@@ -7,6 +7,7 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
+from ..options import check_integer, check_number, check_sequence, wrong
 from ..trunks import QKV, Trunk, projection, weight_home
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_attention
@@ -54,7 +55,7 @@ class LoRA(TuningMethod):
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: An unknown target, or a rank below 1.
+        ValueError: An unknown or repeated target, or a number out of range; the message names the option.
     """
 
     presets = {
@@ -73,15 +74,19 @@ class LoRA(TuningMethod):
     ) -> None:
         super().__init__(trunk, depth)
         name = type(self).__name__
-        if rank < 1 or not targets or not set(targets) <= set(TARGETS):
-            raise ValueError(f'{name}: targets={tuple(targets)}, rank={rank}: expected some of {TARGETS}, a rank >= 1')
+        rank = check_integer(self.option('rank'), rank)
+        alpha = rank if alpha is None else check_number(self.option('alpha'), alpha, above=True)
+        expected = f'a list or tuple of some of {", ".join(map(repr, TARGETS))}'
+        targets = check_sequence(self.option('targets'), targets, expected)
+        if sorted(targets, key=str) != sorted(set(TARGETS).intersection(targets)) or not targets:
+            raise wrong(self.option('targets'), targets, expected)
         try:
             from peft import LoraConfig, inject_adapter_in_model  # optional, and slow to import
         except ImportError as error:
             raise ImportError(f"{name} needs peft: pip install 'mmseg-davpt[lora]', or peft") from error
         config = LoraConfig(
             r=rank,
-            lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
+            lora_alpha=alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
             target_modules='|'.join(targets),
             **self.peft_options,
         )

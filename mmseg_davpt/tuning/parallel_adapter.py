@@ -22,7 +22,7 @@ class ScaledParallelAdapter(AdaptFormer):
         scale: Scale of the branch; He et al. use 4.
 
     Raises:
-        ValueError: A width below 1.
+        ValueError: A width below 1, or a scale that is not positive.
     """
 
     presets = {

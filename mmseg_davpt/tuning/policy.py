@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..options import check_mapping
 from ..trunks import Trunk
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .blocks import STEM
@@ -53,12 +54,12 @@ def resolve_tuning(tuning: str | Mapping[str, Any], prompts: Mapping[str, Any] |
     if isinstance(tuning, str):
         plan = _read_preset(tuning, depth)
     else:
-        if not tuning:
+        if not check_mapping('tuning', tuning):
             raise ValueError("tuning={} names no method: write tuning='frozen' to train nothing in the trunk")
         chosen = {name: value for name, value in tuning.items() if value is not None and value is not False}
         plan = TuningPlan({name: _read_options(name, value) for name, value in chosen.items()})
     methods = {name: dict(options) for name, options in plan.methods.items()}
-    if prompts:
+    if prompts is not None and check_mapping('prompts', prompts):
         name = next((name for name in PROMPTS if name in methods), None)
         if name is None:
             raise ValueError(

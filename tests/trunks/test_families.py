@@ -179,7 +179,7 @@ class TestTuning:
                     f'tuned.bias.offsets.{block}.{part}' for block in range(DEPTH)
                 }
             else:
-                with pytest.raises(ValueError, match=f"bias='{part}' matches no parameter"):
+                with pytest.raises(ValueError, match=f"bias.layers='{part}' matches no parameter"):
                     build(arch, tuning=dict(bias=(part,)))
 
     def test_every_trainable_parameter_gets_a_gradient(self, small, family):

@@ -1,5 +1,7 @@
 """tools/get_weights.py: sources, cache and hash; the conversion of ONNX names, on a file written here."""
 
+import os
+
 import pytest
 import timm
 import torch
@@ -23,6 +25,32 @@ def test_local_file_first_then_cache(local_file, tmp_path):
     trunk.load_state_dict(load_file(out))
     assert 'earlier' in fetch.fetch_weights('test_vit', out)
     assert not list(out.parent.glob('*.part'))
+
+
+def test_a_local_file_replaces_an_earlier_one(local_file, tmp_path):
+    out = tmp_path / 'w.safetensors'
+    fetch.fetch_weights('test_vit', out, local_file)
+    other = timm.create_model('test_vit', num_classes=0).state_dict()
+    torch.save(other, tmp_path / 'other.pth')
+    assert 'in place of an earlier file' in fetch.fetch_weights('test_vit', out, tmp_path / 'other.pth')
+    assert torch.equal(load_file(out)['cls_token'], other['cls_token'])
+    assert 'earlier' in fetch.fetch_weights('test_vit', out)  # its hash is the new one
+    kept = out.read_bytes()
+    (tmp_path / 'bad.pth').write_bytes(b'no weights')
+    with pytest.raises(WeightsError):
+        fetch.fetch_weights('test_vit', out, tmp_path / 'bad.pth')
+    assert out.read_bytes() == kept
+
+
+@pytest.mark.parametrize(('umask', 'mode'), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_users_umask_decides_who_reads_the_file(local_file, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        fetch.fetch_weights('test_vit', tmp_path / 'w.safetensors', local_file)
+    finally:
+        os.umask(before)
+    for name in ('w.safetensors', 'w.safetensors.sha256'):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
 
 
 def test_changed_file_is_refused(local_file, tmp_path):

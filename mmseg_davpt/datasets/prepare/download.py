@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
+import io
 import os
 import shutil
 import tarfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any, cast
 
 from tqdm import tqdm
 
 _BLOCK = 1 << 20
+# Bounds of what an archive unpacks to; COCO's largest has 118,287 files.
+_MAX_FILES, _MAX_RATIO, _SMALL = 1_000_000, 100, 100 << 20
+_MAX_HEADER = 16 << 20
 
 
 class DataError(RuntimeError):
@@ -29,10 +35,12 @@ class DataError(RuntimeError):
 def download(url: str, path: Path, digest: str | None = None, tries: int = 5, timeout: float = 30) -> Path:
     """Download a file, or continue an interrupted download.
 
-    An incomplete file is called ``PATH.part``. A server without range requests sends the whole file again.
+    An incomplete file is called ``PATH.part``. It is continued where a wrong result would be noticed: the digest is
+    known, or the server still has the version (``ETag`` or ``Last-Modified``, kept in ``PATH.part.version``) that the
+    first part is of. Otherwise the download begins anew.
 
     Args:
-        url: ``http`` or ``https``.
+        url: ``https``; ``http`` only with ``digest``, or from this machine itself.
         path: File to write. An existing file is checked and kept.
         digest: Expected ``ALGORITHM:HEX`` of the file; not checked if ``None``.
         tries: Number of connections before giving up.
@@ -42,21 +50,23 @@ def download(url: str, path: Path, digest: str | None = None, tries: int = 5, ti
         ``path``.
 
     Raises:
-        DataError: No connection, not enough space, an incomplete transfer, or another file than expected.
+        DataError: No connection, an address that anybody on the way could answer for, not enough space, an incomplete
+            transfer, a web page in place of a file, or another file than expected.
     """
     if path.is_file():
         if digest is not None and _digest(path, digest) != digest:
             raise DataError(f'{path} is not the expected file ({digest}): delete it and run this again')
         return path
+    _require_safe(url, digest is not None, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.part')
+    part, version = path.with_name(f'{path.name}.part'), path.with_name(f'{path.name}.part.version')
     for attempt in range(tries):
         time.sleep(min(attempt, 10))
         try:
-            total = _fetch(url, part, timeout)
+            total = _fetch(url, part, version, digest is not None, timeout)
         except urllib.error.HTTPError as error:
             raise DataError(f'{url}: the server answers {error.code} {error.reason}') from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, _WrongPart) as error:
             failure, total = f'{type(error).__name__}: {error}', None
         else:
             have = part.stat().st_size
@@ -68,44 +78,134 @@ def download(url: str, path: Path, digest: str | None = None, tries: int = 5, ti
         print(f'{url}: {failure} (try {attempt + 1} of {tries})')
     else:
         raise DataError(f'{url}: {failure}. Run this again: it continues from {part}')
-    if digest is not None and (found := _digest(part, digest)) != digest:
+    if digest is not None:
+        found = _digest(part, digest)
+        wrong = None if found == digest else f'expected {digest}, got {found}'
+    else:
+        wrong = _why_damaged(part, path.suffix)
+    if wrong is not None:
         part.unlink()
-        raise DataError(f'{url} is not the expected file: expected {digest}, got {found}. Removed: run this again')
+        version.unlink(missing_ok=True)
+        raise DataError(f'{url} is not the expected file: {wrong}. Removed: run this again')
     os.replace(part, path)
+    version.unlink(missing_ok=True)
     return path
 
 
-def _fetch(url: str, part: Path, timeout: float) -> int | None:
-    """Download over one connection. Returns the size of the whole file in bytes, ``None`` if the server states none."""
-    have = part.stat().st_size if part.is_file() else 0
-    headers = {'User-Agent': 'mmseg_davpt'} | ({'Range': f'bytes={have}-'} if have else {})
-    request = urllib.request.Request(url, headers=headers)
+class _WrongPart(Exception):
+    """The server sent something else than the rest of the file. The next connection begins anew."""
+
+
+def _require_safe(url: str, pinned: bool, path: Path) -> None:
+    """Plain http may be answered by anybody on the way: it needs a digest. Loopback crosses no network."""
+    address = urllib.parse.urlsplit(url)
+    local = address.hostname in ('127.0.0.1', '::1', 'localhost')
+    if address.scheme != 'https' and not (address.scheme == 'http' and (pinned or local)):
+        raise DataError(
+            f'{url}: without a known hash of the file, only https is safe. Download it by other means, check it, and '
+            f'put it to {path}'
+        )
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect to where the file could have been asked for in the first place."""
+
+    def __init__(self, pinned: bool, path: Path) -> None:
+        self.pinned, self.path = pinned, path
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        _require_safe(newurl, self.pinned, self.path)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _fetch(url: str, part: Path, version: Path, pinned: bool, timeout: float) -> int | None:
+    """Download over one connection.
+
+    Args:
+        url: Address.
+        part: The incomplete file.
+        version: Holds the server's name of the version that ``part`` is of.
+        pinned: The digest of the whole file is known.
+        timeout: Seconds to wait for data.
+
+    Returns:
+        The size of the whole file in bytes, ``None`` if the server states none but marks the end of the data.
+    """
+    known = version.read_text().strip() if version.is_file() else ''
+    have = part.stat().st_size if part.is_file() and (pinned or known) else 0
+    headers = {'User-Agent': 'mmseg_davpt'}
+    if have:
+        headers |= {'Range': f'bytes={have}-'} | ({'If-Range': known} if known else {})
+    opener = urllib.request.build_opener(_SafeRedirects(pinned, part.with_suffix('')))
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
         stated = error.headers.get('Content-Range', '').rpartition('/')[2]
-        if stated == str(have):
+        if stated == str(have) and _version(error.headers) in ('', known):
             return have  # complete: only the renaming was missed
         part.unlink()  # longer than the file that is served now
-        return _fetch(url, part, timeout)
+        return _fetch(url, part, version, pinned, timeout)
     with response:
-        length = response.headers.get('Content-Length')
-        begin, _, stated = response.headers.get('Content-Range', '').removeprefix('bytes ').partition('/')
-        resumed = response.status == 206 and begin.partition('-')[0] == str(have)
-        start = have if resumed else 0
-        total = int(stated) if resumed and stated.isdigit() else int(length) if length and not resumed else None
+        start, total = _place(response, part, have, known)
+        if response.headers.get('Content-Encoding', 'identity') != 'identity' or response.status not in (200, 206):
+            raise DataError(f'{url}: the server answers {response.status} {response.headers.get("Content-Encoding")}')
+        if response.headers.get_content_type() == 'text/html':
+            raise DataError(f'{url} is a web page, not a file: does it want a login? Open it in a browser')
+        if total is None and not (pinned or response.chunked):
+            raise DataError(f'{url}: the server does not say how long the file is; a part would pass for the whole')
         if total is not None:
             require_space(part.parent, 2 * total - start, f'{url} ({total:,} bytes) and its contents')
+        if not start:
+            part.unlink(missing_ok=True)  # first: a part never stands beside the name of another version
+            version.write_text(_version(response.headers))
         with (
-            part.open('ab' if resumed else 'wb') as file,
+            part.open('ab' if start else 'wb') as file,
             tqdm(total=total, initial=start, unit='B', unit_scale=True, desc=part.stem, mininterval=1) as bar,
         ):
             while block := response.read(_BLOCK):
                 file.write(block)
                 bar.update(len(block))
     return total
+
+
+def _place(response: Any, part: Path, have: int, known: str) -> tuple[int, int | None]:
+    """Where the body belongs: its first byte in the file, and the size of the whole file if the server states it.
+
+    Raises:
+        _WrongPart: A part of another version, or one that does not follow on the bytes on disk, which are removed.
+    """
+    length = response.headers.get('Content-Length')
+    if response.status != 206:
+        return 0, int(length) if length and length.isdigit() else None
+    begin, _, stated = response.headers.get('Content-Range', '').removeprefix('bytes ').partition('/')
+    follows = have > 0 and begin.partition('-')[0] == str(have) and stated.isdigit()
+    if not follows or _version(response.headers) not in ('', known):
+        part.unlink(missing_ok=True)
+        raise _WrongPart(f'bytes {begin or "?"} of version {_version(response.headers) or "?"} came, expected {have}-')
+    return have, int(stated)
+
+
+def _version(headers: Any) -> str:
+    """The server's name of a version of a file, as ``If-Range`` takes it: no weak tag."""
+    tag = headers.get('ETag', '')
+    return tag if tag and not tag.startswith('W/') else headers.get('Last-Modified', '')
+
+
+def _why_damaged(part: Path, suffix: str) -> str | None:
+    """Why a file without a known hash cannot be what its name says, or ``None``."""
+    with part.open('rb') as file:
+        beginning = file.read(512).lstrip().lower()
+    if beginning.startswith((b'<!doctype html', b'<html')):
+        return 'it is a web page'
+    if suffix == '.zip' and not zipfile.is_zipfile(part):
+        return 'it is no complete zip archive'
+    if suffix in ('.tar', '.gz', '.tgz') and not tarfile.is_tarfile(part):
+        return 'it is no tar archive'
+    return None
 
 
 def require_space(folder: Path, size: int, content: str) -> None:
@@ -149,11 +249,15 @@ def unpack(archive: Path, root: Path, places: Mapping[str, str]) -> int:
         Number of files in these folders of the archive.
 
     Raises:
-        DataError: The archive is damaged, has a path outside of its folder, or has none of these folders.
+        DataError: The archive is damaged, has a path outside of its folder, has none of these folders, or unpacks to
+            far more than its own size.
     """
-    number = 0
+    number, allowance = 0, _Allowance(archive)
     try:
-        for name, size, read in tqdm(_members(archive), desc=f'unpack {archive.name}', unit=' files', mininterval=1):
+        for name, size, read in tqdm(
+            _members(archive, allowance), desc=f'unpack {archive.name}', unit=' files', mininterval=1
+        ):
+            allowance.spend(size)
             target = _target(archive, name, places)
             if target is None:
                 continue
@@ -169,25 +273,85 @@ def unpack(archive: Path, root: Path, places: Mapping[str, str]) -> int:
                 partial_path.unlink()
                 raise EOFError(f'{name} ends early')
             os.replace(partial_path, path)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError) as error:
         raise DataError(f'{archive} is damaged ({error}): delete it and run this again') from error
     if not number:
         raise DataError(f'{archive} holds none of {", ".join(places)}: is it another archive of this name?')
     return number
 
 
-def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
+class _Allowance:
+    """What an archive may unpack to: published data is images, which hardly compress. A bomb unpacks to far more.
+
+    Args:
+        archive: The archive.
+    """
+
+    def __init__(self, archive: Path) -> None:
+        self.archive = archive
+        self.files, self.bytes = _MAX_FILES, max(_SMALL, _MAX_RATIO * archive.stat().st_size)
+
+    def spend(self, size: int) -> None:
+        """Count what is about to be unpacked.
+
+        Raises:
+            DataError: More than the archive may unpack to.
+        """
+        self.files -= 1
+        self.bytes -= size
+        if min(self.files, self.bytes) < 0:
+            raise DataError(
+                f'{self.archive} unpacks to more than {_MAX_FILES:,} files or {_MAX_RATIO} times its size: it is not '
+                'the expected archive'
+            )
+
+
+class _Bounded(io.RawIOBase):
+    """A tar file, maybe compressed, of which a limited number of bytes is read: tarfile believes what headers state.
+
+    Attributes:
+        left: Bytes that may still be read.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.left = file, _MAX_HEADER
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f'a header of more than {_MAX_HEADER:,} bytes')
+        self.left -= size
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _members(archive: Path, allowance: _Allowance) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
     """Name, size and opener of every regular file."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
             for info in file.infolist():
+                if info.flag_bits & 1:
+                    raise zipfile.BadZipFile(f'{info.filename} is encrypted')
                 if not info.is_dir():
                     yield info.filename, info.file_size, partial(file.open, info)
     else:
-        with tarfile.open(archive) as file:
-            for member in file:
-                if member.isfile():
-                    yield member.name, member.size, partial(_open_member, file, member)
+        with archive.open('rb') as raw:
+            compressed = raw.read(2) == b'\x1f\x8b'
+            raw.seek(0)
+            content = cast(IO[bytes], gzip.GzipFile(fileobj=raw) if compressed else raw)
+            bounded = _Bounded(content)
+            with tarfile.open(fileobj=cast(IO[bytes], bounded), mode='r:') as file:
+                for member in file:
+                    if member.isfile():
+                        bounded.left = member.size
+                        yield member.name, member.size, partial(_open_member, file, member)
+                    else:
+                        allowance.spend(member.size)
+                    bounded.left = _MAX_HEADER
 
 
 def _open_member(file: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

@@ -17,7 +17,7 @@ class Archive:
 
     Attributes:
         name: File name under ``ROOT/downloads``.
-        url: Address; ``None`` if the download needs a login.
+        url: Address; ``None`` if the download needs a login. Plain ``http`` needs a ``digest``.
         places: Folder in the archive -> folder of the dataset. Other folders are not unpacked.
         digest: ``ALGORITHM:HEX`` as other projects publish it; ``None`` if no stable one is known. The size that the
             server states and the checksums in the archive are always checked.
@@ -142,7 +142,7 @@ SOURCES = {
             ),
             Archive(
                 'stuffthingmaps_trainval2017.zip',
-                'http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip',
+                'https://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/stuffthingmaps_trainval2017.zip',
                 {'train2017': 'annotations/train2017', 'val2017': 'annotations/val2017'},
             ),
         ),
