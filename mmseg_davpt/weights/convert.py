@@ -241,6 +241,8 @@ def read_npz(path: Path, trunk: nn.Module) -> Encoder:
     kernel = next((name for name in shapes if name.endswith('embedding/kernel')), None)
     if kernel is None:
         raise WeightsError(f'no JAX ViT: no embedding/kernel among {", ".join(list(shapes)[:6])}')
+    if len(shapes[kernel]) != 4:
+        raise WeightsError(f'{kernel} of shape {shapes[kernel]} is no kernel of a convolution')
     prefix = kernel.removesuffix('embedding/kernel')
     vit_shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
     for name in vit_shapes:

@@ -131,7 +131,8 @@ def _kind(path: Path) -> str:
 
 def _reason(path: Path, kind: str, error: Exception) -> str:
     if kind == 'torch' and not _is_zip(path):
-        start = path.read_bytes()[:24]
+        with path.open('rb') as file:
+            start = file.read(24)
         if start[:1] != b'\x80':  # the first byte of every pickle, thus of every legacy torch file
             return (
                 f'it is no safetensors, torch or .npz file, it starts with {start!r}. Download it again: it is '

@@ -173,6 +173,7 @@ BOMBS = {
     'npz with a large shape': lambda p: npz(p, header((2**40, 8))),
     'npz with a negative shape': lambda p: npz(p, header((-8, 8))),
     'npz of zeros': lambda p: npz(p, header((2**26,)), bytes(2**28), zipfile.ZIP_DEFLATED),
+    'npz without a kernel': lambda p: npz(p, header((8,)), bytes(32)),
     'npz of objects': npz_of_objects,
     'npz with a damaged directory': npz_with_damaged_directory,
     'npz with a long header': lambda p: npz(p, header('(' * 20_000 + '1' + ')' * 20_000)),

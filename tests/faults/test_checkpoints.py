@@ -5,6 +5,7 @@ import os
 import random
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from mmseg_davpt.apis import checked_checkpoints, require_complete, safe_checkpoints
+from mmseg_davpt.apis.checkpoints import CheckpointCheckHook
 from mmseg_davpt.weights import WeightsError
 from mmseg_davpt.weights.checkpoints import load_checkpoint, newest_checkpoint
 
@@ -332,6 +334,17 @@ class TestComplete:
         torch.save(content, tmp_path / 'iter_6.pth')
         with pytest.raises(ValueError, match=r'iter_6\.pth \(EMA\) does not fit this config: head.bias holds 1'):
             train(tmp_path, 8, [EMAHook()], resume=True)
+
+    def test_wrapped_model(self, run):
+        """As under torchrun: the runner's model is a wrapper, whose names start with ``module.``."""
+        runner = SimpleNamespace(
+            model=nn.DataParallel(Toy()), cfg={}, _load_from='iter_4.pth', _resume=True, _train_loop=None
+        )
+        checkpoint = load_checkpoint(run / 'iter_4.pth')
+        CheckpointCheckHook().after_load_checkpoint(runner, checkpoint)
+        del checkpoint['state_dict']['norm.running_mean']
+        with pytest.raises(ValueError, match=r'norm\.running_mean is missing'):
+            CheckpointCheckHook().after_load_checkpoint(runner, checkpoint)
 
     def test_no_checkpoint(self, tmp_path):
         torch.save([1, 2], tmp_path / 'list.pth')
