@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import datetime
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -125,9 +126,18 @@ def fit_loaders(cfg: Config) -> None:
                 loader.pop(option, None)
 
 
+def _kill_children() -> None:
+    """Python waits for its children when it ends, without end for a stopped one."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise for each of them
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join(5)
+    signal.signal(signal.SIGCHLD, handler)
+
+
 @contextmanager
 def explained_worker_errors() -> Iterator[None]:
-    """Add to torch's errors about worker processes what usually causes them.
+    """Add to torch's errors about worker processes what usually causes them, and end all workers.
 
     Raises:
         RuntimeError: A worker died, or gave no batch within ``timeout`` of its loader.
@@ -137,6 +147,7 @@ def explained_worker_errors() -> Iterator[None]:
     except RuntimeError as error:
         if 'DataLoader' not in str(error) or not any(word in str(error) for word in ('timed out', 'exited', 'killed')):
             raise
+        _kill_children()
         raise RuntimeError(
             f'{error}. A worker process of a data loader died or stopped. Usual causes: a full /dev/shm (Docker: '
             'start the container with --shm-size=8g or --ipc=host), too little memory (dmesg names processes that '

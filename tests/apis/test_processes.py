@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -131,3 +132,20 @@ def test_worker_errors_are_explained():
         assert text in str(caught.value)
     with pytest.raises(RuntimeError, match=r'^DataLoader is odd$'), explained_worker_errors():
         raise RuntimeError('DataLoader is odd')
+
+
+class StopsItself(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@linux
+def test_a_stopped_worker_does_not_keep_the_process(tmp_path):
+    """At its end, Python waits for its children: a stopped one would never end."""
+    loader = torch.utils.data.DataLoader(StopsItself(), num_workers=1, timeout=1, multiprocessing_context='fork')
+    with pytest.raises(RuntimeError, match='timed out after 1 seconds'), explained_worker_errors():
+        next(iter(loader))
+    assert not multiprocessing.active_children()
