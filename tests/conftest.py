@@ -23,6 +23,14 @@ DIMS, DEPTH, PATCH = 64, 6, 16  # of timm's test_vit
 torch.set_num_threads(1)  # two processes share two cores; threads that wait for each other make tiny steps slow
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out the long fault injection, unless ``-m`` names it."""
+    if 'faults' not in config.getoption('markexpr'):
+        long = [item for item in items if item.get_closest_marker('faults')]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
+
+
 @pytest.fixture(autouse=True)
 def _seed_and_scope():
     init_default_scope('mmseg')

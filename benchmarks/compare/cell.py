@@ -20,7 +20,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmseg.registry import MODELS
 from torch import nn
 
-from mmseg_davpt.apis import library_versions, prepare_test, run_single_scale
+from mmseg_davpt.apis import checked_checkpoints, library_versions, prepare_test, run_single_scale
 from mmseg_davpt.reports import count_trainable
 
 from .hashing import config_hash
@@ -73,7 +73,8 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
     cfg.train_cfg.val_begin = cfg.train_cfg.max_iters + 1  # evaluated once, by _evaluate
     cfg.default_hooks.checkpoint.update(max_keep_ckpts=1, save_last=True)
     trained = Runner.from_cfg(cfg)
-    trained.train()
+    with checked_checkpoints(trained):
+        trained.train()
     memory = _peak_memory()  # of training
     runner, results = _evaluate(cfg, folder)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -119,7 +120,8 @@ def _evaluate(cfg: Config, folder: Path) -> tuple[Runner, dict[str, Any]]:
     cfg.load_from, cfg.resume, cfg.custom_hooks = find_latest_checkpoint(str(folder)), False, []
     prepare_test(cfg)
     runner = Runner.from_cfg(cfg)
-    return runner, run_single_scale(runner, cfg)
+    with checked_checkpoints(runner):
+        return runner, run_single_scale(runner, cfg)
 
 
 def _tuned(model: nn.Module) -> dict[str, float]:
