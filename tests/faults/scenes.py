@@ -15,7 +15,7 @@ from yapf.yapflib import yapf_api
 from mmseg_davpt.apis import leave_process_group, prepare_launcher
 
 C = 5
-ITERATIONS = 12
+ITERATIONS = 20
 
 
 def fork_server():

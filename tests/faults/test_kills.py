@@ -161,8 +161,8 @@ def random_kills(trainings, number, world):
         was_killed, found, different = trainings.trial(f'random{world}_{trials}', world, **kill)
         assert not different, (kill, found, different)
         trials, killed, resumed = trials + 1, killed + was_killed, resumed + bool(found and was_killed)
-        if not was_killed:  # it ended before: the machine is faster now
-            seconds = min(seconds, kill['kill_after'])
+        if not was_killed or not found:  # follow the speed of the machine
+            seconds *= 1.03 if was_killed else 0.95
     return trials, resumed
 
 
