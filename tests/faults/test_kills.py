@@ -93,7 +93,7 @@ class Trainings:
         first_codes = set()  # of the ranks that ended before this ended the others
         while any(rank.is_alive() for rank in ranks):
             if until is not None and time.monotonic() >= until:
-                os.kill(ranks[victim].pid, signal.SIGKILL)
+                ranks[victim].kill()  # SIGKILL; it may just have ended
                 until = None
             codes = {rank.exitcode for rank in ranks} - {None, 0}
             if codes and not first_codes:
