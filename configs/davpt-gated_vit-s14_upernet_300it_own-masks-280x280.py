@@ -11,13 +11,8 @@ img_suffix = '.jpg'
 seg_map_suffix = '.png'
 reduce_zero_label = False  # True: ids are 1, 2, ..., and 0 is ignored
 # Nothing to edit below.
-__dataset = dict(
-    metainfo=dict(classes=classes),
-    data_root=data_root,
-    img_suffix=img_suffix,
-    seg_map_suffix=seg_map_suffix,
-    reduce_zero_label=reduce_zero_label,
-)
+__files = dict(data_root=data_root, img_suffix=img_suffix, seg_map_suffix=seg_map_suffix)
+__dataset = dict(metainfo=dict(classes=classes), reduce_zero_label=reduce_zero_label, **__files)
 train_pipeline, test_pipeline, tta_pipeline = _base_.train_pipeline, _base_.test_pipeline, _base_.tta_pipeline
 train_pipeline[2].update(num_classes=len(classes))  # CheckedLoadAnnotations
 test_pipeline[2].update(num_classes=len(classes))

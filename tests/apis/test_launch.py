@@ -80,13 +80,17 @@ def test_config_without_resume(options, expected, tmp_path, monkeypatch):
     cfg.dump(tmp_path / 'config.py')
     built = []
 
-    class Trained:
-        def train(self):
-            pass
+    class Built(Exception):
+        pass
 
-    monkeypatch.setattr(Runner, 'from_cfg', lambda cfg: built.append(cfg) or Trained())
+    def build(cfg):
+        built.append(cfg)
+        raise Built
+
+    monkeypatch.setattr(Runner, 'from_cfg', build)
     monkeypatch.setattr('sys.argv', ['train.py', str(tmp_path / 'config.py'), *options])
-    runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+    with pytest.raises(Built):
+        runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
     assert built[0].resume is expected
 
 

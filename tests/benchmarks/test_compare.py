@@ -81,7 +81,8 @@ def test_shipped_suites_make_configs(path, monkeypatch, scenes):
         cfg = cell.config()
         keys.add(cell.key(cfg))
         for key in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg'):
-            assert cfg[key] == base[key], (cell.method, key)
+            if key != 'param_scheduler' or 'warm-up' not in cell.method:  # a suite may search the warm-up
+                assert cfg[key] == base[key], (cell.method, key)
         assert cfg.model.decode_head == base.model.decode_head
         assert cfg.randomness.seed == cell.seed
     assert len(keys) == len(suite.cells())

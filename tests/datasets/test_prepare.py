@@ -59,7 +59,7 @@ def dataset_of(config, root):
     """The training data as the config reads it."""
     init_default_scope('mmseg')
     cfg = load_config(ROOT / f'configs/{config}.py', {'data_root': str(root)})
-    loading = [step for step in cfg.train_pipeline if step.type.startswith('Load')]
+    loading = [step for step in cfg.train_pipeline if 'Load' in step.type]
     return DATASETS.build({**cfg.train_dataloader.dataset, 'pipeline': loading})
 
 

@@ -58,6 +58,7 @@ def broken(tiny_config, tmp_path_factory):
             f'train_dataloader = dict(dataset=dict(pipeline=train_pipeline), {loader})\n'
             'model = dict(backbone=dict(tuning="vpt_deep"), guidance=None)\n'
             'train_cfg = dict(max_iters=30, val_interval=100)\n'
+            'param_scheduler = []\n'
             'default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=2, max_keep_ckpts=2))\n' + more
         )
         return path, dict(PYTHONPATH=f'{ROOT}:{folder}')
@@ -119,7 +120,7 @@ def test_nan_pixel_stops_both_ranks(broken, scenes, tmp_path):
 
 @pytest.mark.faults
 def test_ignored_labels_are_said_once(broken, tmp_path):
-    config, environment = broken('ignore', '', more='train_cfg = dict(max_iters=14)\n')
+    config, environment = broken('ignore', '', more='train_cfg = dict(max_iters=14)\nparam_scheduler = []\n')
     printed = tool('train', config, '--work-dir', tmp_path, **environment)
     warnings = [line for line in printed.splitlines() if 'every pixel is ignored' in line]
     assert len(warnings) == 1
@@ -154,7 +155,14 @@ def alive(pid):
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_second_training_in_a_folder_is_refused(tiny_config, tmp_path):
     """While the first one runs; not after it was killed."""
-    options = ('--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_iters=100000', 'train_cfg.val_interval=100000')
+    options = (
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'train_cfg.max_iters=100000',
+        'train_cfg.val_interval=100000',
+        'param_scheduler=None',
+    )
     first = start(sys.executable, ROOT / 'tools/train.py', tiny_config, *options)
     try:
         wait_for(tmp_path / 'iter_3.pth', first)
@@ -179,7 +187,14 @@ def ranks_of(launcher):
 @pytest.mark.faults
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='a signal of Linux')
 def test_ranks_die_with_torchrun(tiny_config, tmp_path):
-    options = ('--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_iters=100000', 'train_cfg.val_interval=100000')
+    options = (
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'train_cfg.max_iters=100000',
+        'train_cfg.val_interval=100000',
+        'param_scheduler=None',
+    )
     launcher = start(ROOT / 'tools/dist_train.sh', tiny_config, 2, *options, MASTER_PORT=free_port())
     try:
         wait_for(tmp_path / 'iter_3.pth', launcher)
@@ -210,6 +225,7 @@ def test_a_stopped_rank_ends_the_job(tiny_config, tmp_path):
     """``env_cfg.dist_cfg.timeout``; torchrun then ends the stopped rank, after 30 s."""
     options = (
         '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_iters=100000', 'train_cfg.val_interval=100000',
+        'param_scheduler=None',
         'env_cfg.dist_cfg.timeout=10',
     )  # fmt: skip
     launcher = start(ROOT / 'tools/dist_train.sh', tiny_config, 2, *options, MASTER_PORT=free_port())
