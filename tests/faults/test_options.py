@@ -277,7 +277,9 @@ def test_the_table_holds_every_option():
         return set(inspect.signature(kind).parameters) - {'self', 'kwargs', 'dataset', 'trunk', 'depth', *inner}
 
     assert {name: set(table) for name, table in TUNING.items()} == {
-        name: options(method) for name, method in TUNING_METHODS.module_dict.items()
+        name: options(method)
+        for name, method in TUNING_METHODS.module_dict.items()
+        if method.__module__.startswith('mmseg_davpt.')  # a suite that was read before registers its variants
     }
     assert set(VIT) == options(PromptedViT)
     assert set(GUIDANCE) == options(MetricGuidance, 'prompt_counts', 'embed_dims')
