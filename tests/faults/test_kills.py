@@ -25,7 +25,7 @@ STEPS = ('partial file', 'before the rename', 'after the rename', 'partial point
 
 
 def worker(folder, resume, rank, world, port, aim, output):
-    """One rank, in a process of its own; kills itself at a step of writing a checkpoint if ``aim`` says so."""
+    """One rank, in a process of its own; kills itself at a step of writing a checkpoint of ``aim``, if given."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
