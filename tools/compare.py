@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument('--jobs', type=int, default=1, help='cells at a time; the CPU threads are shared among them')
     parser.add_argument('--out', help='folder (default: work_dirs/compare/SUITE)')
     parser.add_argument('--only', nargs='+', help='run only these methods; the table holds all finished cells')
+    parser.add_argument('--seeds', nargs='+', type=int, help='run only these seeds')
     parser.add_argument('--minutes', type=float, help='stop after this time; the same command goes on')
     parser.add_argument('--keep', action='store_true', help='keep the checkpoints')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='for all cells: key=value ...')
@@ -26,7 +27,14 @@ def main() -> None:
         parser.error('give a suite file, or --quick')
     path = QUICK_SUITE if args.quick else args.suite
     compare(
-        path, args.out, jobs=args.jobs, only=args.only, keep=args.keep, minutes=args.minutes, options=args.cfg_options
+        path,
+        args.out,
+        jobs=args.jobs,
+        only=args.only,
+        seeds=args.seeds,
+        keep=args.keep,
+        minutes=args.minutes,
+        options=args.cfg_options,
     )
 
 

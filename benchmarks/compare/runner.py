@@ -32,6 +32,7 @@ def compare(
     *,
     jobs: int = 1,
     only: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
     keep: bool = False,
     minutes: float | None = None,
     options: Mapping[str, Any] | None = None,
@@ -43,18 +44,22 @@ def compare(
         out: Folder for rows, table, plot and the cells' folders; ``work_dirs/compare/SUITE`` by default.
         jobs: Number of cells at a time; they share the CPU's threads.
         only: Run only these methods. The table holds every finished cell.
+        seeds: Run only these seeds.
         keep: Keep the checkpoints.
         minutes: Stop after this time. Running cells are ended; the next call resumes them.
         options: Options for all cells, as for ``--cfg-options``.
 
     Raises:
-        SystemExit: An unknown method in ``only``, or a cell failed. The other cells are run and written first.
+        SystemExit: An unknown method in ``only`` or an unknown seed, or a cell failed. The other cells are run and
+            written first.
     """
     suite = load_suite(path)
     if unknown := set(only or ()) - set(suite.methods):
         raise SystemExit(f'--only: {", ".join(unknown)} is none of {", ".join(suite.methods)}')
+    if unknown_seeds := set(seeds or ()) - set(suite.seeds):
+        raise SystemExit(f'--seeds: {sorted(unknown_seeds)} are not among the seeds of the suite, {suite.seeds}')
     out = Path(out or Path('work_dirs/compare', Path(path).stem))
-    rows, pending = find_cells(suite, out, only, options)
+    rows, pending = find_cells(suite, out, only, seeds, options)
     print(f'{Path(path).stem}: {len(rows)} cells have finished, {len(pending)} to run; {out}')
     failed = run_cells(pending, rows, jobs, keep, options, minutes)
     write_results(suite, rows, out)
@@ -63,7 +68,11 @@ def compare(
 
 
 def find_cells(
-    suite: Suite, out: Path, only: Sequence[str] | None = None, options: Mapping[str, Any] | None = None
+    suite: Suite,
+    out: Path,
+    only: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[tuple[str, int], Row], list[tuple[Cell, Path]]]:
     """Rows of the finished cells by method and seed, and the cells to run with their folders, which are made.
 
@@ -79,7 +88,7 @@ def find_cells(
         folder = out / 'cells' / cell.key(cfg)
         if (folder / 'row.json').is_file():
             rows[cell.method, cell.seed] = json.loads((folder / 'row.json').read_text())
-        elif only is None or cell.method in only:
+        elif (only is None or cell.method in only) and (seeds is None or cell.seed in seeds):
             folder.mkdir(parents=True, exist_ok=True)
             pending.append((cell, folder))
     return rows, pending
