@@ -1,0 +1,1 @@
+"""Task files: what was trained on one frozen trunk, without the trunk."""
