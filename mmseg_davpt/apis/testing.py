@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import mmcv
-import mmengine
-import mmseg
-import timm
-import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
@@ -23,7 +17,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS, MODELS
 
 from ..engine import PerClassIoUMetric
-from ..version import __version__
+from ..version import library_versions
 
 
 def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = None) -> None:
@@ -148,10 +142,3 @@ def save_results(
     report = dict(config=str(config), checkpoint=str(checkpoint), images=images, versions=versions, **results)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(report, indent=2) + '\n')
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of this project, of its libraries and of Python, to save with results."""
-    libraries = dict(mmseg=mmseg, mmengine=mmengine, mmcv=mmcv, timm=timm, torch=torch)
-    versions = {name: str(library.__version__) for name, library in libraries.items()}
-    return dict(mmseg_davpt=__version__, **versions, python=platform.python_version())

@@ -8,6 +8,7 @@ from .hooks import ParamReportHook, StepSeedHook
 from .metric import PerClassIoUMetric
 from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
 from .pictures import PictureGridHook
+from .task_file_hook import TaskFileHook
 
 __all__ = [
     'AttentionMassHook',
@@ -18,6 +19,7 @@ __all__ = [
     'PromptAssignmentHook',
     'SafeCheckpointHook',
     'StepSeedHook',
+    'TaskFileHook',
     'TrainingGuardHook',
     'TunedOptimWrapperConstructor',
 ]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +15,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that its name never holds a part of it, also after a crash or a power cut.
-
-    The content goes to ``.NAME.tmp`` in the same folder, to the disk, and is then renamed.
-
-    Args:
-        path: File to write; its folder is created.
-        content: The bytes.
-
-    Raises:
-        OSError: The file could not be written, for instance on a full disk. What ``path`` held before is unchanged.
-    """
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise OSError(
-            error.errno,
-            f'{path} could not be written: {error.strerror}. Files that were written before are complete and kept. '
-            'Free space (or mend the folder), then continue with --resume',
-        ) from error
-    if os.name == 'posix':  # the rename itself reaches the disk with its folder; not every file system offers that
-        with suppress(OSError):
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+from ..files import write_atomically
 
 
 @register_backend('atomic')
@@ -116,7 +78,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend='atomic')
         super().before_train(runner)
         if local and is_main_process():
-            for pattern in ('.*.pth.tmp', '.last_checkpoint.tmp'):  # of a run that was killed while it wrote
+            for pattern in ('.*.pth.tmp', '.*.safetensors.tmp', '.last_checkpoint.tmp'):  # of a run that was killed while it wrote
                 for leftover in Path(self.out_dir).glob(pattern):
                     leftover.unlink(missing_ok=True)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -176,22 +138,33 @@ class SafeCheckpointHook(CheckpointHook):
         )
         if not is_main_process():
             return
+        self._written(runner, str(self.last_ckpt))
         write_atomically(Path(runner.work_dir, 'last_checkpoint'), str(self.last_ckpt).encode())
         for old in outdated:
             self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """As in ``CheckpointHook``, but the previous best checkpoint is removed last."""
-        backend = self.file_backend
+        backend, before = self.file_backend, self._best_checkpoints()
         self.file_backend = late = _LateRemovals(backend)
         try:
             super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
-        current = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
+        current = self._best_checkpoints()
+        if is_main_process():
+            for path in current - before:
+                self._written(runner, path)
         for path in late.paths:
             if path not in current:
                 self._remove(path)
+
+    def _best_checkpoints(self) -> set[str]:
+        paths = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
+        return {str(path) for path in paths if path}
+
+    def _written(self, runner: Runner, path: str) -> None:
+        """Called by the main process after it has written a checkpoint, and before outdated ones are removed."""
 
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):

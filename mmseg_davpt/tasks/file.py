@@ -1,152 +1,140 @@
-"""Task files: safetensors with the trained tensors of one task, and a JSON description. docs/task_files.md."""
+"""Task files: safetensors with the trained tensors of one task, and a description. ``docs/task_files.md``."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from mmengine.runner import CheckpointLoader
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ..files import write_atomically
 from ..models import PromptedViT
-from ..weights.fingerprint import trunk_fingerprint
-from .plain_config import TaskFileError, check_model_config, plain_model_config
+from ..models.prompted_vit import FINGERPRINT
+from ..weights.checkpoints import value_problem
+from ..weights.fingerprint import TrunkFingerprint
+from .description import TaskFileError, TaskInfo
 
-FORMAT, VERSION = 'mmseg_davpt.task', 1
+# Keys in the metadata of the safetensors header: the description, and a checksum of it and of the tensors.
+METADATA, CHECKSUM = 'mmseg_davpt.task', 'mmseg_davpt.sha256'
 SUFFIX = '.task.safetensors'
-FINGERPRINT = 'backbone.trunk_fingerprint'
-_TRUNK = 'backbone.trunk.'
+SCHEME = r'(?!\w+://).*\.task\.safetensors$'  # paths, no URLs
+TRUNK = 'backbone.trunk.'
 _MAX_HEADER = 8 * 2**20  # bytes
-_MAX_CLASSES = 4096
-_DTYPES = {'F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'U8', 'BOOL'}
+_MAX_SHARE = 0.5  # of the trunk that a task may train in place
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
 
 
-@dataclass(frozen=True)
-class TaskInfo:
-    """What a task file says about itself; all of it is plain data.
-
-    Attributes:
-        model: Model config for inference, see :func:`~mmseg_davpt.tasks.plain_model_config`.
-        classes: Name of each class.
-        palette: RGB color of each class, 0 to 255.
-        reduce_zero_label: Whether id 0 of the masks means unlabelled.
-        resize: Size to which images are resized for inference, ``dict(scale=[w, h], keep_ratio=bool)``, or ``None``.
-        position_grid: Height and width of the trunk's position table in patches, or ``None`` without a table.
-        metrics: Name -> value of the last validation.
-        versions: Package -> version that wrote the file.
-        config_hash: Hash of the run's config.
-    """
-
-    model: dict[str, Any]
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, ...], ...]
-    reduce_zero_label: bool = False
-    resize: dict[str, Any] | None = None
-    position_grid: tuple[int, int] | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    config_hash: str = ''
-
-    @property
-    def arch(self) -> str:
-        """timm name of the trunk."""
-        return str(self.model['backbone']['arch'])
-
-
-def task_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Everything in a model's state that is no frozen tensor of the trunk, and the fingerprint of the trunk.
+def task_backbone(model: nn.Module) -> PromptedViT:
+    """Return the backbone of a segmentor whose task can be kept without its trunk.
 
     Args:
-        model: A segmentor with a :class:`~mmseg_davpt.PromptedViT`; its trunk has its pretrained weights.
-        state: Its tensors, if others than the model's own count (averaged weights).
+        model: A segmentor.
 
     Raises:
-        TaskFileError: More than half of the trunk is trained in place, so that the file would hold the trunk.
+        TaskFileError: Its backbone is no :class:`~mmseg_davpt.PromptedViT`, or more than half of the trunk is trained
+            in place, so that the file would hold the trunk.
     """
-    backbone = model.backbone
-    assert isinstance(backbone, PromptedViT)
-    backbone.require_weights()
-    trunk = backbone.trunk.state_dict()
-    trained = {name for name, parameter in backbone.trunk.named_parameters() if parameter.requires_grad}
-    share = sum(trunk[name].numel() for name in trained) / sum(tensor.numel() for tensor in trunk.values())
-    if share > 0.5:
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, PromptedViT):
+        raise TaskFileError(f'task files are for segmentors with a PromptedViT, not with {type(backbone).__name__}')
+    trained = sum(p.numel() for p in backbone.trunk.parameters() if p.requires_grad)
+    share = trained / sum(p.numel() for p in backbone.trunk.parameters())
+    if share > _MAX_SHARE:
         raise TaskFileError(
-            f'tuning={backbone.tuning!r} trains {100 * share:.0f} % of the trunk: a task file would hold the trunk itself. '
-            'Keep the full checkpoint'
+            f'tuning={backbone.tuning!r} trains {100 * share:.0f} % of the trunk in place: a task file would hold the '
+            'trunk itself. Keep full checkpoints (SafeCheckpointHook)'
         )
-    state = model.state_dict() if state is None else state
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(_TRUNK)}
-    kept |= {_TRUNK + name: state[_TRUNK + name] for name in sorted(trained)}
-    kept[FINGERPRINT] = trunk_fingerprint(trunk, trained)
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in kept.items()}
+    return backbone
 
 
-def write_task(path: str | Path, state: Mapping[str, Tensor], info: TaskInfo) -> None:
-    """Write a task file: under a temporary name, then renamed, so that the final name never holds a part of it.
+def task_state(
+    backbone: PromptedViT, state: Mapping[str, Any], fingerprint: TrunkFingerprint, prefix: str = ''
+) -> dict[str, Any]:
+    """Replace the frozen trunk in a state dict by its fingerprint.
+
+    Args:
+        backbone: The backbone that the state dict is of.
+        state: State dict of the segmentor, or of its averaged weights.
+        fingerprint: Of the backbone's trunk.
+        prefix: What stands before ``backbone.`` in the names.
+
+    Returns:
+        All other entries: parameters and buffers of methods, neck, head and guidance, and the tensors of the trunk that
+        are trained in place. ``PromptedViT`` adds its own trunk when it is loaded.
+    """
+    trained = {name for name, parameter in backbone.trunk.named_parameters() if parameter.requires_grad}
+    trunk = prefix + TRUNK
+    kept = {
+        name: tensor
+        for name, tensor in state.items()
+        if not name.startswith(trunk) or name.removeprefix(trunk) in trained
+    }
+    return {**kept, f'{prefix}backbone.{FINGERPRINT}': fingerprint.to_dict()}
+
+
+def write_task(path: str | Path, info: TaskInfo, state: Mapping[str, Any]) -> None:
+    """Write a task file. Its name never holds a part of it.
 
     Args:
         path: File to write; its folder is made.
-        state: Tensors, from :func:`task_state`.
-        info: The description.
+        info: Description of the task.
+        state: From :func:`task_state`. The fingerprint in it is left out: it is in the description.
 
     Raises:
-        TaskFileError: A tensor with inf or nan, or a description that :func:`read_task` would refuse.
+        TaskFileError: A tensor of an unknown type or with inf or nan, or a description that :func:`read_task` would
+            refuse.
+        OSError: The file could not be written.
     """
-    _check_info(info)
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise TaskFileError(f'{name} has inf or nan: the task file {path} was not written')
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    description = json.dumps(dict(format_version=VERSION, **asdict(info)), allow_nan=False)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    os.close(handle)
-    try:
-        save_file(dict(state), part, metadata={FORMAT: description})
-        with open(part, 'rb') as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(part, 0o666 & ~umask)  # mkstemp makes files private
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    description = info.to_json()
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    _check_tensors(tensors, str(path))
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {METADATA: description, CHECKSUM: _checksum(description, tensors)}
+    write_atomically(path, save(tensors, metadata))
 
 
 def is_task_file(path: str | Path) -> bool:
-    """Whether a file is a task file, by its content."""
+    """Return whether a file is a task file, by its content."""
     try:
-        return FORMAT in _read_header(Path(path)).get('__metadata__', {})
+        header, _ = _read_header(Path(path))
     except (OSError, TaskFileError):
         return False
+    return METADATA in header.get('__metadata__', {})
 
 
 def read_info(path: str | Path) -> TaskInfo:
-    """Read the description of a task file, and check it.
+    """Read the description in a task file. The checksum is that of the whole file: :func:`read_task` checks it.
 
     Args:
         path: The file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        TaskFileError: It is no task file, of a newer format, damaged or hostile; the message names file and key.
+        TaskFileError: It is no task file, of another version, damaged or hostile; the message names file and key.
     """
-    path = Path(path)
+    return _read_description(Path(path))[0]
+
+
+def _read_description(path: Path) -> tuple[TaskInfo, str, str]:
+    """The description, its text, and the checksum."""
     try:
-        header = _read_header(path)
-        return _parse(header)
+        header, length = _read_header(path)
+        text, checksum = (header.get('__metadata__', {}).get(key) for key in (METADATA, CHECKSUM))
+        if not isinstance(text, str) or not isinstance(checksum, str):
+            raise TaskFileError('it is no task file: its header holds no description')
+        info = TaskInfo.from_json(text)
+        _check_layout(header, path.stat().st_size - length)
     except TaskFileError as error:
         raise TaskFileError(f'{path}: {error}') from error
+    return info, text, checksum
 
 
 def read_task(path: str | Path) -> tuple[TaskInfo, dict[str, Tensor]]:
@@ -156,136 +144,88 @@ def read_task(path: str | Path) -> tuple[TaskInfo, dict[str, Tensor]]:
         path: The file.
 
     Returns:
-        The description, and the tensors.
+        The description, and the tensors by name.
 
     Raises:
         FileNotFoundError: There is no such file.
-        TaskFileError: As :func:`read_info`; or a tensor has inf or nan.
+        TaskFileError: As :func:`read_info`; or the checksum is another one, or a tensor has an unknown type, inf or nan.
     """
-    info = read_info(path)
-    state = {}
+    info, description, checksum = _read_description(Path(path))
     try:
-        with safe_open(str(path), framework='pt') as file:
-            for name in file.keys():
-                state[name] = file.get_tensor(name)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise TaskFileError(f'{path}: damaged: {error}') from error
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise TaskFileError(f'{path}: {name} has inf or nan')
-    if FINGERPRINT not in state:
-        raise TaskFileError(f'{path}: {FINGERPRINT} is missing')
-    return info, state
+        tensors: dict[str, Tensor] = load(Path(path).read_bytes())
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise TaskFileError(f'{path} is damaged: {error}') from error
+    if _checksum(description, tensors) != checksum:
+        raise TaskFileError(f'{path} is damaged: its content has another checksum. Get the file again')
+    _check_tensors(tensors, str(path))
+    return info, tensors
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    """The JSON header, with bounds on its size before anything is parsed."""
+@CheckpointLoader.register_scheme(SCHEME)
+def task_checkpoint(path: str | Path, map_location: Any = None) -> dict[str, Any]:
+    """Read a task file as mmengine and mmseg expect a checkpoint. They call it for paths that end with ``SUFFIX``.
+
+    Args:
+        path: The file.
+        map_location: Not used: tensors are on the CPU.
+
+    Returns:
+        ``state_dict`` with the fingerprint of the trunk (:func:`task_state`), and ``meta`` with ``dataset_meta``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TaskFileError: See :func:`read_task`.
+    """
+    info, tensors = read_task(path)
+    meta = dict(
+        classes=info.classes,
+        palette=[list(color) for color in info.palette],
+        reduce_zero_label=info.reduce_zero_label,
+    )
+    state = {**tensors, f'backbone.{FINGERPRINT}': info.trunk.to_dict()}
+    return dict(state_dict=state, meta=dict(dataset_meta=meta))
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header and the number of bytes up to its end; its size is bounded before it is read."""
     size = path.stat().st_size
     with path.open('rb') as file:
         start = file.read(8)
         length = struct.unpack('<Q', start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise TaskFileError('no task file: it has no safetensors header, or a part of the file is missing')
+            raise TaskFileError('it is no task file: it has no safetensors header, or is cut short')
         text = file.read(length)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise TaskFileError(f'damaged header: {error}') from error
+        raise TaskFileError(f'its header is damaged: {type(error).__name__}') from error
     if not isinstance(header, dict) or not isinstance(header.get('__metadata__', {}), dict):
-        raise TaskFileError('damaged header: expected a mapping')
-    return header
+        raise TaskFileError('its header is damaged: expected a mapping')
+    return header, 8 + length
 
 
-def _parse(header: Mapping[str, Any]) -> TaskInfo:
-    text = header.get('__metadata__', {}).get(FORMAT)
-    if not isinstance(text, str):
-        raise TaskFileError('no task file: the header holds no description')
-    for name, entry in header.items():
-        if name != '__metadata__' and (not isinstance(entry, dict) or entry.get('dtype') not in _DTYPES):
-            raise TaskFileError(f'{name[:80]}: expected a tensor of one of the types {", ".join(sorted(_DTYPES))}')
+def _check_layout(header: Mapping[str, Any], size: int) -> None:
+    """Refuse a file that is shorter or longer than its tensors."""
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TaskFileError(f'damaged description: {error}') from error
-    version = values.pop('format_version', None) if isinstance(values, dict) else None
-    if version != VERSION:
-        raise TaskFileError(f'format_version={version!r}: this version of mmseg_davpt reads {VERSION}')
-    if unknown := sorted(values.keys() - TaskInfo.__annotations__.keys()):
-        raise TaskFileError(f'{unknown[0][:80]}: unknown key')
-    try:
-        info = TaskInfo(**values)
-        palette = tuple(tuple(color) for color in info.palette)
-        grid = info.position_grid
-        values |= dict(classes=tuple(info.classes), palette=palette, position_grid=grid and tuple(grid))
-        info = TaskInfo(**values)
-    except TypeError as error:
-        raise TaskFileError(f'damaged description: {error}') from error
-    _check_info(info)
-    return info
+        end = max((entry['data_offsets'][1] for name, entry in header.items() if name != '__metadata__'), default=0)
+        if end != size:
+            raise TaskFileError(f'its tensors take {end} bytes, but the file holds {size}: it is cut short or damaged')
+    except (TypeError, KeyError, IndexError) as error:
+        raise TaskFileError('its header is damaged: an entry without data_offsets') from error
 
 
-def _check_info(info: TaskInfo) -> None:
-    check_model_config(info.model)
-    number = len(info.classes)
-    if not 1 <= number <= _MAX_CLASSES or not all(_is_text(name) for name in info.classes):
-        raise TaskFileError(f'classes: expected 1 to {_MAX_CLASSES} names of 1 to 100 printable characters')
-    if number != info.model['decode_head'].get('num_classes'):
-        raise TaskFileError(
-            f'classes: {number} names, but decode_head.num_classes={info.model["decode_head"].get("num_classes")!r}'
-        )
-    colors = [list(color) for color in info.palette]
-    if len(colors) != number or not all(len(color) == 3 and all(_is_byte(x) for x in color) for color in colors):
-        raise TaskFileError(f'palette: expected {number} colors of three numbers from 0 to 255')
-    if not isinstance(info.reduce_zero_label, bool):
-        raise TaskFileError(f'reduce_zero_label={info.reduce_zero_label!r}: expected true or false')
-    if info.resize is not None and not _is_resize(info.resize):
-        raise TaskFileError(f'resize={info.resize!r}: expected scale: [width, height] and keep_ratio: true or false')
-    if info.position_grid is not None and not _is_pair(info.position_grid, 4096):
-        raise TaskFileError(f'position_grid={info.position_grid!r}: expected height and width in patches')
-    for name, value in info.metrics.items():
-        if not _is_text(name) or isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise TaskFileError(f'metrics: expected names and finite numbers, not {str(name)[:40]}={value!r}')
-    for name, value in info.versions.items():
-        if not _is_text(name) or not _is_text(value):
-            raise TaskFileError('versions: expected names and versions')
-    if not isinstance(info.config_hash, str) or len(info.config_hash) > 64:
-        raise TaskFileError('config_hash: expected at most 64 characters')
+def _check_tensors(tensors: Mapping[str, Tensor], source: str) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _TYPES:
+            raise TaskFileError(f'{source}: {name} is {tensor.dtype}: expected one of {", ".join(map(str, _TYPES))}')
+        if problem := value_problem(tensor, tensor.dtype):
+            raise TaskFileError(f'{source}: {name} {problem}')
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 1 <= len(value) <= 100 and value.isprintable()
-
-
-def _is_byte(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
-
-
-def _is_pair(value: object, most: int) -> bool:
-    return (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(isinstance(x, int) and not isinstance(x, bool) and 0 < x <= most for x in value)
-    )
-
-
-def _is_resize(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and value.keys() == {'scale', 'keep_ratio'}
-        and _is_pair(value['scale'], 100_000)
-        and isinstance(value['keep_ratio'], bool)
-    )
-
-
-__all__ = [
-    'FINGERPRINT',
-    'SUFFIX',
-    'TaskFileError',
-    'TaskInfo',
-    'is_task_file',
-    'plain_model_config',
-    'read_info',
-    'read_task',
-    'task_state',
-    'write_task',
-]
+def _checksum(description: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the description and of names, types, shapes and values of the tensors."""
+    digest = hashlib.sha256(description.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f'{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0'.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

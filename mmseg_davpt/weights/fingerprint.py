@@ -1,75 +1,107 @@
-"""Fingerprint of a frozen trunk: a hash of each tensor, by which a task file knows the trunk that it belongs to."""
+"""Fingerprints of frozen trunks: a digest per tensor, by which a file knows the trunk that it belongs to."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .formats import WeightsError
 
-DIGEST_BYTES = 16
+_HEX_DIGITS = 32
 
 
-def tensor_digest(tensor: Tensor) -> bytes:
-    """First 16 bytes of the SHA-256 of a tensor's shape and float32 values.
+@dataclass(frozen=True)
+class TrunkFingerprint:
+    """What a file without the trunk records of the trunk.
 
-    The type does not count: a float16 file and the float32 trunk that was loaded from it have one digest.
+    Attributes:
+        arch: timm name.
+        position_grid: Height and width of the position table in patches; ``None`` for a trunk without one.
+        tensors: timm name -> :func:`tensor_digest`, of the frozen tensors that an output depends on.
+    """
+
+    arch: str
+    position_grid: tuple[int, int] | None
+    tensors: Mapping[str, str]
+
+    @classmethod
+    def of(cls, arch: str, position_grid: tuple[int, int] | None, state: Mapping[str, Tensor]) -> TrunkFingerprint:
+        """Fingerprint of tensors.
+
+        Args:
+            arch: timm name.
+            position_grid: Height and width of the position table in patches, or ``None``.
+            state: timm name -> tensor.
+        """
+        return cls(arch, position_grid, {name: tensor_digest(state[name]) for name in sorted(state)})
+
+    @classmethod
+    def from_dict(cls, values: Any) -> TrunkFingerprint:
+        """Read the result of :meth:`to_dict`.
+
+        Raises:
+            WeightsError: It is something else.
+        """
+        try:
+            grid = values['position_grid']
+            fingerprint = cls(values['arch'], None if grid is None else (grid[0], grid[1]), values['tensors'])
+            names = [fingerprint.arch, *fingerprint.tensors, *fingerprint.tensors.values()]
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError
+        except (TypeError, KeyError, IndexError, AttributeError) as error:
+            raise WeightsError('The fingerprint of the trunk is damaged') from error
+        return fingerprint
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON and checkpoints."""
+        grid = None if self.position_grid is None else list(self.position_grid)
+        return dict(arch=self.arch, position_grid=grid, tensors=dict(self.tensors))
+
+    def require_match(self, other: TrunkFingerprint, source: str) -> None:
+        """Refuse another trunk.
+
+        Args:
+            other: Fingerprint of the trunk at hand.
+            source: Where its weights come from, for the message.
+
+        Raises:
+            WeightsError: The message names the first tensor that differs.
+        """
+        differing = sorted(name for name, digest in self.tensors.items() if other.tensors.get(name) != digest)
+        if not differing and self.tensors.keys() == other.tensors.keys():
+            return
+        expected = f'The file belongs to {self.arch}'
+        if differing == ['pos_embed'] and self.position_grid != other.position_grid:
+            raise WeightsError(
+                f'{expected} with a position table of {_size(self.position_grid)} patches; this model has '
+                f'{_size(other.position_grid)}. Set backbone.img_size as in the training'
+            )
+        first = (differing or sorted(other.tensors.keys() - self.tensors.keys()))[0]
+        more = f' and {len(differing) - 1} more tensors differ' if len(differing) > 1 else ' differs'
+        raise WeightsError(
+            f'{expected} with other weights than {other.arch} from {source}: {first}{more}. Load the trunk that the '
+            'file was trained on: backbone.pretrained (in Python: trunk=...)'
+        )
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """First 32 hex digits of the SHA-256 of a tensor's shape and float32 values.
+
+    The type does not count: a float16 file and the float32 trunk that it was loaded into have one digest.
 
     Args:
         tensor: Of any shape and type.
     """
     values = tensor.detach().to('cpu', torch.float32).contiguous()
     digest = hashlib.sha256(repr(tuple(tensor.shape)).encode())
-    digest.update(values.numpy().tobytes())
-    return digest.digest()[:DIGEST_BYTES]
+    digest.update(values.numpy().data)
+    return digest.hexdigest()[:_HEX_DIGITS]
 
 
-def trunk_fingerprint(state: Mapping[str, Tensor], trained: Collection[str] = ()) -> Tensor:
-    """Digests of the frozen tensors of a trunk.
-
-    Args:
-        state: timm name -> tensor.
-        trained: Names of the tensors that a method trains in place. They are no part of the fingerprint.
-
-    Returns:
-        ``(n, 16)`` uint8, in the order of the sorted names.
-    """
-    digests = [list(tensor_digest(state[name])) for name in sorted(state.keys() - set(trained))]
-    return torch.tensor(digests, dtype=torch.uint8)
-
-
-def require_same_trunk(
-    fingerprint: Tensor, state: Mapping[str, Tensor], trained: Collection[str], arch: str, source: str
-) -> None:
-    """Refuse a trunk that a task file does not belong to.
-
-    Args:
-        fingerprint: Of the task file, from :func:`trunk_fingerprint`.
-        state: The trunk's tensors, timm name -> tensor.
-        trained: Names of the tensors that the task file holds itself.
-        arch: timm name, for the message.
-        source: Where the trunk's weights come from, for the message.
-
-    Raises:
-        WeightsError: Another number of tensors, or another tensor; the message names the first.
-    """
-    names = sorted(state.keys() - set(trained))
-    if tuple(fingerprint.shape) != (len(names), DIGEST_BYTES):
-        raise WeightsError(
-            f'The task file belongs to a trunk of {len(fingerprint)} frozen tensors; {arch} has {len(names)}: it was made '
-            'for another architecture'
-        )
-    differing = [name for name, digest in zip(names, fingerprint.tolist()) if bytes(digest) != tensor_digest(state[name])]
-    if not differing:
-        return
-    hint = ''
-    if differing == ['pos_embed']:
-        hint = ' Only the position table differs: set img_size as in the training of the task.'
-    raise WeightsError(
-        f'The task file belongs to other weights of {arch} than {source}: {differing[0]} differs'
-        f'{f", and {len(differing) - 1} more tensors" if len(differing) > 1 else ""}. Load the trunk that the task was '
-        f'trained on.{hint}'
-    )
+def _size(grid: tuple[int, int] | None) -> str:
+    return 'no' if grid is None else f'{grid[0]}x{grid[1]}'
