@@ -12,6 +12,9 @@ import pytest
 import torch
 from conftest import ROOT, free_port, run, tool
 from mmseg.apis import inference_model, init_model
+from small_tasks import save_trunk
+
+from mmseg_davpt.apis import load_config, segment_images
 
 pytestmark = pytest.mark.slow
 
@@ -358,3 +361,25 @@ Runner.from_cfg(Config.fromfile('my_config.py')).train()
     assert meta['classes'] == ('soil', 'crop', 'weed')
     state = load(tmp_path / 'out/iter_2.pth')['state_dict']
     assert sorted(state['guidance.assignments.0.assignment'].tolist()) == [0, 1, 2]
+
+
+def test_a_task_file_serves_all_commands(tiny_config, tmp_path, scenes):
+    """Training writes it; testing and segmenting give the same from it as from the whole checkpoint."""
+    trunk = save_trunk(tmp_path / 'trunk.safetensors')
+    config = tmp_path / 'task.py'
+    config.write_text(f'''
+_base_ = {str(tiny_config)!r}
+model = dict(backbone=dict(pretrained={str(trunk)!r}, allow_random=False))
+default_hooks = dict(checkpoint=dict(type='TaskFileHook', keep_trunk=True))
+''')
+    tool('train', config, '--work-dir', tmp_path / 'run', '--cfg-options', 'train_cfg.max_iters=3')
+    whole, task = (tmp_path / 'run' / f'iter_3{suffix}' for suffix in ('.pth', '.task.safetensors'))
+    assert task.stat().st_size < whole.stat().st_size / 2
+    cfg = load_config(config)
+    image = next((scenes / 'seed0').rglob('*.jpg'), None) or next((scenes / 'seed0/images').rglob('*.png'))
+    for name, file in (('whole', whole), ('task', task)):
+        assert segment_images(cfg.copy(), file, [image], tmp_path / name) == {}
+    masks = [cv2.imread(str(next((tmp_path / name / 'masks').iterdir())), -1) for name in ('whole', 'task')]
+    assert np.array_equal(*masks)
+    printed = tool('test', config, task, '--work-dir', tmp_path / 'test')
+    assert re.search(r'mIoU-SS: [\d.]+', printed)
