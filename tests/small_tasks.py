@@ -43,10 +43,11 @@ def make_task(path, trunk, seed=0, num_classes=5, **options):
     model.init_weights()
     spread(model.backbone.tuned)
     with torch.no_grad():
-        for name, parameter in model.backbone.trunk.named_parameters():
+        for parameter in model.backbone.trunk.parameters():
             if parameter.requires_grad:  # trained in place
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-        for name, buffer in model.decode_head.named_buffers():
+        model.decode_head.conv_seg.weight.mul_(100)  # so that the classes differ over an image
+        for buffer in model.decode_head.buffers():
             if buffer.is_floating_point():
                 buffer.add_(torch.rand_like(buffer))
     write_task(path, describe(cfg, model), state_of(model))
@@ -55,9 +56,10 @@ def make_task(path, trunk, seed=0, num_classes=5, **options):
 
 def describe(cfg, model, **meta):
     number = cfg.model.decode_head.num_classes
-    meta = dict(
-        classes=[f'class {index}' for index in range(number)], palette=[[index] * 3 for index in range(number)]
-    ) | meta
+    meta = (
+        dict(classes=[f'class {index}' for index in range(number)], palette=[[index] * 3 for index in range(number)])
+        | meta
+    )
     return describe_task(cfg, meta, model.backbone, model.backbone.fingerprint())
 
 

@@ -122,8 +122,8 @@ def require_complete(model: nn.Module, checkpoint: str | Path, trust: bool = Fal
 
     Args:
         model: The segmentor.
-        checkpoint: A checkpoint of the whole model, or a task file. The guidance may be missing: inference does not need it. A prefix
-            ``module.`` of a wrapped model is ignored, as mmengine does.
+        checkpoint: A checkpoint of the whole model, or a task file. The guidance may be missing: inference does not
+            need it. A prefix ``module.`` of a wrapped model is ignored, as mmengine does.
         trust: See :func:`safe_checkpoints`.
 
     Raises:
@@ -162,7 +162,7 @@ class CheckpointCheckHook(Hook):
 
 
 def _expected(model: nn.Module, state: dict[str, Tensor], tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What of a model's state a checkpoint must hold: all, or all but a frozen trunk of which it has the fingerprint."""
+    """What a checkpoint must hold of a model's state: all, or all but the frozen trunk if it has its fingerprint."""
     if f'backbone.{FINGERPRINT}' not in tensors:
         return state
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

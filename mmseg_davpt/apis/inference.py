@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from ..datasets.image_files import MAX_PIXELS, ImageFileError, check_file, first_line, read_header
+from ..reports.overlay import draw_overlay
 from .checkpoints import require_complete, safe_checkpoints
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -30,7 +31,6 @@ MAX_LOGITS = 2**28
 # Pixels of a model's input that are predicted at once; sides of the tiles of larger ones, and of what overlaps.
 MAX_INPUT = 2**22
 TILE, MARGIN = 1024, 128
-STRIP = 256  # rows of an overlay that are mixed at once
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -115,16 +115,19 @@ def segment_images(
     """
     model = load_segmentor(cfg, checkpoint, device, trust_checkpoint)
     pipeline = Compose([step for step in cfg.test_pipeline if 'LoadAnnotations' not in step.type])
-    palette = np.array(model.dataset_meta['palette'])
+    names, palette = model.dataset_meta['classes'], np.array(model.dataset_meta['palette'])
     failed: dict[Path, str] = {}
     for path in tqdm(images, desc='segment'):
         try:
-            image = _read_image(path, max_pixels)
-            mask = predict_mask(model, _process(pipeline, path, image.shape))
+            image = read_image(path, max_pixels)
+            mask, _ = predict(model, [_process(pipeline, path, image.shape)], scores=False)[0]
             if mask.shape != image.shape[:2]:
                 raise ImageFileError(f'test_pipeline reads {mask.shape}, opencv {image.shape[:2]} (height, width)')
             _write(out / 'masks' / f'{path.stem}.png', mask.astype(np.uint8 if len(palette) <= 256 else np.uint16))
-            _write(out / 'overlays' / f'{path.stem}.jpg', _overlay(image, mask, palette, opacity))
+            _write(
+                out / 'overlays' / f'{path.stem}.jpg',
+                draw_overlay(image, mask, names, palette[:, ::-1], opacity, legend=False),
+            )
         except Exception as error:  # readers, pipeline and model may raise any exception
             failed[path] = _reason(error)
     return failed
@@ -138,28 +141,52 @@ def _process(pipeline: Compose, path: Path, shape: tuple[int, ...]) -> dict[str,
     return sample
 
 
-def predict_mask(model: BaseSegmentor, sample: Mapping[str, Any]) -> np.ndarray:
-    """Class ids of an image, in bounded memory.
+def predict(
+    model: BaseSegmentor, samples: Sequence[Mapping[str, Any]], scores: bool = True
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Class ids of images, in bounded memory.
 
-    Small images are predicted by mmseg. Of others, the logits are resized in parts: mmseg would hold those of all
-    classes for all pixels (14 GB for 24 megapixels and 150 classes). This differs from mmseg by rounding alone. If the
-    input of the model is large too, it is predicted in overlapping tiles, of which the model sees one at a time.
+    Small images are predicted by mmseg, as many at once as memory allows. Of others, the logits are resized in parts:
+    mmseg would hold those of all classes for all pixels (14 GB for 24 megapixels and 150 classes). This differs from
+    mmseg by rounding alone. If the input of the model is large too, it is predicted in overlapping tiles, of which the
+    model sees one at a time.
 
     Args:
-        model: From mmseg's ``init_model``.
-        sample: The image, from the test pipeline: ``inputs`` of shape ``(3, H, W)`` and ``data_samples``.
+        model: A segmentor in eval mode.
+        samples: Images from the test pipeline, with ``inputs`` of one shape ``(3, H, W)`` and ``data_samples``.
+        scores: Whether to compute the probability of each pixel's class.
 
     Returns:
-        Array of the image's size before the pipeline.
+        Of each image: ids, ``(H, W)``, of its size before the pipeline; probabilities, float32, or ``None``.
     """
-    data = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
-    pixels = max(sample['inputs'].shape[-2:].numel(), int(np.prod(sample['data_samples'].ori_shape[:2])))
+    results: list[tuple[np.ndarray, np.ndarray | None]] = []
+    shapes = [tuple(sample['data_samples'].ori_shape[:2]) for sample in samples]
+    pixels = max(samples[0]['inputs'].shape[-2:].numel(), *(height * width for height, width in shapes))
+    number = MAX_LOGITS // (model.out_channels * pixels)
     with torch.no_grad():
-        if not _needs_tiles(model, sample['inputs']) and model.out_channels * pixels <= MAX_LOGITS:
-            ids: np.ndarray = model.test_step(data)[0].pred_sem_seg.data[0].cpu().numpy()
-            return ids
-        data = model.data_preprocessor(data, False)
-        return _predict_in_parts(model, data['inputs'], data['data_samples'][0].metainfo)
+        if _needs_tiles(model, samples[0]['inputs']) or not number:
+            for sample in samples:
+                data = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+                data = model.data_preprocessor(data, False)
+                results.append(_predict_in_parts(model, data['inputs'], data['data_samples'][0].metainfo, scores))
+            return results
+        for start in range(0, len(samples), number):
+            group = samples[start : start + number]
+            data = dict(inputs=[s['inputs'] for s in group], data_samples=[s['data_samples'] for s in group])
+            for sample in model.test_step(data):
+                ids, probability = _choose(model, sample.seg_logits.data, scores)
+                results.append((ids.cpu().numpy(), None if probability is None else probability.cpu().numpy()))
+    return results
+
+
+def _choose(model: BaseSegmentor, logits: Tensor, scores: bool) -> tuple[Tensor, Tensor | None]:
+    """Class ids and, if wanted, their probabilities, ``(h, w)``, from logits ``(C, h, w)``."""
+    if len(logits) == 1:  # one class against the background
+        probability = logits[0].sigmoid()
+        chosen = probability > model.decode_head.threshold
+        return chosen.long(), torch.where(chosen, probability, 1 - probability).float() if scores else None
+    highest, ids = logits.max(0)
+    return ids, (highest - logits.logsumexp(0)).exp().float() if scores else None
 
 
 def _needs_tiles(model: BaseSegmentor, inputs: Tensor) -> bool:
@@ -168,7 +195,9 @@ def _needs_tiles(model: BaseSegmentor, inputs: Tensor) -> bool:
     return model.out_channels * pixels > MAX_LOGITS or (pixels > MAX_INPUT and not windows)
 
 
-def _predict_in_parts(model: BaseSegmentor, inputs: Tensor, meta: Mapping[str, Any]) -> np.ndarray:
+def _predict_in_parts(
+    model: BaseSegmentor, inputs: Tensor, meta: Mapping[str, Any], scores: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
     left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
     inputs = inputs[..., top : inputs.shape[-2] - bottom, left : inputs.shape[-1] - right]
     (h, w), (height, width) = inputs.shape[-2:], meta['ori_shape'][:2]
@@ -177,6 +206,7 @@ def _predict_in_parts(model: BaseSegmentor, inputs: Tensor, meta: Mapping[str, A
         side = min(max(int((MAX_LOGITS / model.out_channels) ** 0.5) - 2 * MARGIN, MARGIN), TILE)
     rows, columns = _sources(height, h, model.align_corners), _sources(width, w, model.align_corners)
     ids = np.zeros((height, width), np.int16)
+    probabilities = np.zeros((height, width), np.float32) if scores else None
     for y0, y1 in _tiles(h, side):
         for x0, x1 in _tiles(w, side):
             # Rows and columns of the result whose nearest source lies in the tile. The margin around it is context.
@@ -196,9 +226,12 @@ def _predict_in_parts(model: BaseSegmentor, inputs: Tensor, meta: Mapping[str, A
                     values = interpolate(values[None], size, mode='bilinear', align_corners=model.align_corners)[0]
                 else:
                     values = _sample(values, columns[inside_x] - x, 2)
-                chosen = values.argmax(0) if len(values) > 1 else values[0].sigmoid() > model.decode_head.threshold
-                ids[part[0] : part[-1] + 1, inside_x[0] : inside_x[-1] + 1] = chosen.cpu().numpy()
-    return ids
+                chosen, probability = _choose(model, values, scores)
+                place = slice(part[0], part[-1] + 1), slice(inside_x[0], inside_x[-1] + 1)
+                ids[place] = chosen.cpu().numpy()
+                if probabilities is not None and probability is not None:
+                    probabilities[place] = probability.cpu().numpy()
+    return ids, probabilities
 
 
 def _tiles(size: int, side: int) -> Iterator[tuple[int, int]]:
@@ -230,8 +263,19 @@ def _sample(values: Tensor, places: np.ndarray, dim: int) -> Tensor:
     return low.lerp_(high, weight.unsqueeze(-1) if dim == 1 else weight)
 
 
-def _read_image(path: Path, max_pixels: int) -> np.ndarray:
-    """The image, BGR, turned by its EXIF orientation."""
+def read_image(path: Path, max_pixels: int) -> np.ndarray:
+    """Read an image file.
+
+    Args:
+        path: The file.
+        max_pixels: Largest number of pixels; checked before anything is decoded.
+
+    Returns:
+        BGR, uint8, ``(H, W, 3)``, turned by its EXIF orientation.
+
+    Raises:
+        ImageFileError: It cannot be read, or is too large.
+    """
     if not path.is_file():
         raise ImageFileError('no file' if not path.is_dir() else 'a folder')
     if read_header(path, max_pixels) is None:
@@ -244,15 +288,6 @@ def _read_image(path: Path, max_pixels: int) -> np.ndarray:
     if header is not None and header.orientation != 1:
         tqdm.write(f'{path}: EXIF orientation {header.orientation}: image and mask are turned', sys.stderr)
     return image
-
-
-def _overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float) -> np.ndarray:
-    overlay = np.empty_like(image)
-    for start in range(0, len(image), STRIP):
-        rows = slice(start, start + STRIP)
-        mixed = (1 - opacity) * image[rows] + opacity * palette[mask[rows], ::-1]
-        overlay[rows] = mixed.round().astype(np.uint8)
-    return overlay
 
 
 def _write(path: Path, image: np.ndarray) -> None:

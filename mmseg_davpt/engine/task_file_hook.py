@@ -25,8 +25,8 @@ from .checkpoint_hook import SafeCheckpointHook
 class TaskFileHook(SafeCheckpointHook):
     """``SafeCheckpointHook`` that keeps what is trained, in place of the whole model.
 
-    It stands in place of the checkpoint hook: ``default_hooks = dict(checkpoint=dict(type='TaskFileHook', ...))``. Beside
-    each checkpoint ``NAME.pth`` it writes ``NAME.task.safetensors``. The task file is what to keep and share. The
+    Use it in place of the checkpoint hook: ``default_hooks = dict(checkpoint=dict(type='TaskFileHook', ...))``. It
+    writes ``NAME.task.safetensors`` beside each checkpoint ``NAME.pth``. The task file is what to keep and share. The
     checkpoint adds what ``--resume`` needs: optimizer, schedules, log. Both hold averaged weights where ``EMAHook`` is
     on, as mmengine's checkpoints do.
 

@@ -61,7 +61,7 @@ class TaskInfo:
 
     @property
     def arch(self) -> str:
-        """timm name of the trunk."""
+        """Timm name of the trunk."""
         return self.trunk.arch
 
     def to_json(self) -> str:
@@ -179,7 +179,11 @@ def _resize_of(pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not steps:
         return None
     step = steps[0]
-    if len(steps) > 1 or step['type'].rpartition('.')[2] != 'Resize' or isinstance(step.get('scale'), (int, type(None))):
+    if (
+        len(steps) > 1
+        or step['type'].rpartition('.')[2] != 'Resize'
+        or isinstance(step.get('scale'), (int, type(None)))
+    ):
         raise TaskFileError(
             f'test_pipeline: {", ".join(step["type"] for step in steps)}: a task file knows at most one Resize, with '
             'scale=(width, height) and keep_ratio'

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..files import write_atomically
 from ..models import PromptedViT
 from ..models.prompted_vit import FINGERPRINT
-from ..weights.checkpoints import value_problem
+from ..weights.checkpoints import FLOATS, value_problem
 from ..weights.fingerprint import TrunkFingerprint
 from .description import TaskFileError, TaskInfo
 
@@ -29,7 +29,7 @@ SCHEME = r'(?!\w+://).*\.task\.safetensors$'  # paths, no URLs
 TRUNK = 'backbone.trunk.'
 _MAX_HEADER = 8 * 2**20  # bytes
 _MAX_SHARE = 0.5  # of the trunk that a task may train in place
-_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
+_TYPES = (*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 
 
 def task_backbone(model: nn.Module) -> PromptedViT:
@@ -148,7 +148,8 @@ def read_task(path: str | Path) -> tuple[TaskInfo, dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        TaskFileError: As :func:`read_info`; or the checksum is another one, or a tensor has an unknown type, inf or nan.
+        TaskFileError: As :func:`read_info`; or the checksum does not match, or a tensor has an unknown type, inf or
+            nan.
     """
     info, description, checksum = _read_description(Path(path))
     try:

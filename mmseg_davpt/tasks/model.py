@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope, init_default_scope
 from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
@@ -38,7 +39,7 @@ def build_task(path: str | Path, trunk: str | Path | bool = True) -> tuple[TaskI
         WeightsError: The trunk cannot be loaded, or is another one than that of the task.
     """
     info, tensors = read_task(path)
-    config = deepcopy(info.model)
+    config = ConfigDict(deepcopy(info.model))
     config['backbone']['pretrained'] = False
     if DefaultScope.get_current_instance() is None:
         init_default_scope('mmseg')
@@ -70,9 +71,7 @@ def _require_match(tensors: dict[str, Tensor], model: nn.Module, source: str) ->
     """Refuse tensors that are not those of the model, but for its frozen trunk."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     expected = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not name.startswith(TRUNK) or name in trained
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(TRUNK) or name in trained
     }
     for name in sorted(expected.keys() ^ tensors.keys()):
         raise TaskFileError(f'{source}: {name} is {"missing" if name in expected else "no tensor of its model"}')

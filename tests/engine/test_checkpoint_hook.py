@@ -173,7 +173,7 @@ def crash_in_checkpoint(number, step, monkeypatch):
         return fsync(descriptor)
 
     monkeypatch.setattr(Path, 'replace', counted_replace)
-    monkeypatch.setattr(module.os, 'fsync', counted_fsync)
+    monkeypatch.setattr(os, 'fsync', counted_fsync)
     if step == 'removal':
         monkeypatch.setattr(module.AtomicLocalBackend, 'remove', crash)
 
@@ -186,7 +186,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return fsync(descriptor)
 
-    monkeypatch.setattr(module.os, 'fsync', full)
+    monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(OSError, match=r'iter_3.pth could not be written: No space left on device.*--resume'):
         train(tmp_path)
     assert names(tmp_path) == ['iter_1.pth', 'iter_2.pth']

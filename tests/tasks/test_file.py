@@ -147,32 +147,40 @@ def rewrite(path, source, change):
 DEEP = 'nested lists'  # json.dumps cannot write them
 
 
+def head(values):
+    return values['model']['decode_head']
+
+
+def backbone(values):
+    return values['model']['backbone']
+
+
 HOSTILE = {
-    'class': (lambda v: v['model']['decode_head'].update(type='os.system'), r'decode_head\.type'),
-    'class, deep inside': (lambda v: v['model']['decode_head'].update(a=[dict(b=dict(type='Runner'))]), r'a\[0\]\.b\.type'),
-    'download': (lambda v: v['model']['backbone'].update(init_cfg=dict(type='Pretrained', checkpoint='http://x')), 'backbone'),
-    'weights': (lambda v: v['model']['backbone'].update(pretrained='/etc/passwd'), 'backbone'),
+    'class': (lambda v: head(v).update(type='os.system'), r'decode_head\.type'),
+    'class, deep inside': (lambda v: head(v).update(a=[dict(b=dict(type='Runner'))]), r'a\[0\]\.b\.type'),
+    'download': (lambda v: head(v).update(init_cfg=dict(checkpoint='http://x')), 'decode_head'),
+    'weights': (lambda v: backbone(v).update(pretrained='/etc/passwd'), 'backbone'),
     'import': (lambda v: v.update(custom_imports=dict(imports=['os'])), 'custom_imports'),
-    'loss': (lambda v: v['model']['decode_head'].update(loss_decode=dict(type='CrossEntropyLoss', class_weight='x.npy')), 'loss_decode'),
-    'large number': (lambda v: v['model']['decode_head'].update(channels=10**9), r'channels: 1000000000 is greater than'),
-    'large width': (lambda v: v['model']['decode_head'].update(channels=16384), 'instead of'),
-    'many prompts': (lambda v: v['model']['backbone']['tuning']['prompts'].update(num=16384), 'instead of'),
-    'deep': (lambda v: v['model']['decode_head'].update(a=DEEP), 'nested too deeply'),
-    'long list': (lambda v: v['model']['decode_head'].update(a=[0] * 5000), 'too long'),
-    'long text': (lambda v: v['model']['decode_head'].update(a='x' * 5000), 'too long'),
+    'loss': (lambda v: head(v).update(loss_decode=dict(type='DiceLoss')), 'loss_decode'),
+    'large number': (lambda v: head(v).update(channels=10**9), r'channels: 1000000000 is greater than'),
+    'large width': (lambda v: head(v).update(channels=16384), 'instead of'),
+    'many prompts': (lambda v: backbone(v)['tuning']['prompts'].update(num=16384), 'instead of'),
+    'deep': (lambda v: head(v).update(a=DEEP), 'nested too deeply'),
+    'long list': (lambda v: head(v).update(a=[0] * 5000), 'too long'),
+    'long text': (lambda v: head(v).update(a='x' * 5000), 'too long'),
     'terminal codes': (lambda v: v['classes'].__setitem__(0, '\x1b[2J'), r'classes\[0\]'),
     'no classes': (lambda v: v.update(classes=[]), 'classes'),
     'many classes': (lambda v: v.update(classes=['x'] * 5000), 'too long'),
     'other number of classes': (lambda v: v.update(classes=['x']), '1 classes, 5 colors'),
     'color': (lambda v: v['palette'].__setitem__(0, [0, 0, 256]), r'palette\[0\]\[2\]'),
     'true for a number': (lambda v: v['palette'].__setitem__(0, [0, 0, True]), r'palette\[0\]\[2\]'),
-    'text for a number': (lambda v: v['model']['decode_head'].update(num_classes='5'), 'num_classes'),
+    'text for a number': (lambda v: head(v).update(num_classes='5'), 'num_classes'),
     'other trunk': (lambda v: v['trunk'].update(arch='vit_giant_patch14_dinov2'), 'differ'),
     'digest': (lambda v: v['trunk']['tensors'].update(cls_token='0'), r'trunk\.tensors\.cls_token'),
     'version': (lambda v: v.update(format_version=2), 'reads version 1'),
     'no version': (lambda v: v.pop('format_version'), 'reads version 1'),
     'metrics': (lambda v: v.update(metrics=dict(mIoU='high')), r'metrics\.mIoU'),
-    'unknown option': (lambda v: v['model']['decode_head'].update(surprise=1), 'its model cannot be built'),
+    'unknown option': (lambda v: head(v).update(surprise=1), 'its model cannot be built'),
 }  # fmt: skip
 
 

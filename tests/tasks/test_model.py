@@ -66,7 +66,9 @@ def test_another_trunk_is_refused_with_the_first_tensor(trunk, tmp_path):
     state = load_file(trunk)
     state['blocks.3.mlp.fc1.weight'][0, 0] += 1e-3
     save_file(state, tmp_path / 'other.safetensors')
-    with pytest.raises(WeightsError, match=r'other weights than test_vit .*other\.safetensors: blocks\.3\.mlp\.fc1\.weight differs') as caught:
+    with pytest.raises(
+        WeightsError, match=r'other weights than test_vit .*other\.safetensors: blocks\.3\.mlp\.fc1\.weight differs'
+    ) as caught:
         build_task(path, tmp_path / 'other.safetensors')
     assert str(path) in str(caught.value)
     with pytest.raises(WeightsError, match=r'blocks\.0\..* and \d+ more tensors differ'):
@@ -89,7 +91,9 @@ def test_a_position_table_of_another_size_is_named(trunk, tmp_path):
     cfg, _ = make_task(path, trunk, img_size=96)
     build_task(path, trunk)  # the description holds img_size
     cfg.model.backbone.img_size = 128
-    with pytest.raises(WeightsError, match=r'position table of 6x6 patches; this model has 8x8\. Set backbone\.img_size'):
+    with pytest.raises(
+        WeightsError, match=r'position table of 6x6 patches; this model has 8x8\. Set backbone\.img_size'
+    ):
         init_model(cfg, str(path), device='cpu')
 
 
