@@ -19,6 +19,7 @@ from ..options import wrong
 from ..reports.overlay import draw_overlay
 from ..tasks import TaskFileError, TaskInfo
 from ..tasks.file import SUFFIX
+from ..tasks.hub import fetch_task, push_to_hub, save_task_folder
 from ..tasks.model import build_task, share_trunk
 from .inference import predict, read_image
 
@@ -105,6 +106,58 @@ class TaskSegmenter:
         segmenter.add_task(name or Path(path).name.removesuffix(SUFFIX), path)
         return segmenter
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo: str | Path,
+        trunk: str | Path = 'timm',
+        name: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> TaskSegmenter:
+        """Load a first task from the Hugging Face Hub, or from a folder of :meth:`save_pretrained`.
+
+        Args:
+            repo: ``USER/NAME``, or a folder.
+            trunk: See :class:`TaskSegmenter`.
+            name: Name of the task; by default ``NAME``.
+            revision: Branch, tag or commit on the Hub.
+            token: Token of the Hub; by default that of ``hf auth login``.
+            **options: Other options of :class:`TaskSegmenter`.
+
+        Raises:
+            FileNotFoundError, TaskFileError, WeightsError: See :meth:`add_task`.
+        """
+        path = fetch_task(repo, revision, token)
+        return cls.load(path, trunk, name or Path(repo).name, **options)
+
+    def save_pretrained(self, folder: str | Path, task: str | None = None, **options: Any) -> Path:
+        """Write the task file of a task and a model card to a folder.
+
+        Args:
+            folder: Folder to write to.
+            task: Name of the task; the first one by default.
+            **options: ``license`` and ``datasets`` for the card (:func:`~mmseg_davpt.tasks.hub.save_task_folder`).
+
+        Returns:
+            The task file.
+        """
+        return save_task_folder(self._find(task).path, folder, **options)
+
+    def push_to_hub(self, repo: str, task: str | None = None, **options: Any) -> str:
+        """Upload the task file of a task and a model card.
+
+        Args:
+            repo: ``USER/NAME``.
+            task: Name of the task; the first one by default.
+            **options: See :func:`~mmseg_davpt.tasks.hub.push_to_hub`.
+
+        Returns:
+            Address of the commit.
+        """
+        return push_to_hub(self._find(task).path, repo, **options)
+
     def add_task(self, name: str, path: str | Path) -> None:
         """Add a task, or replace the one of that name.
 
@@ -125,7 +178,7 @@ class TaskSegmenter:
             model = model.to(self.device)
             if others:
                 share_trunk(model, others[0].model)
-            self._tasks = {**self._tasks, name: _Task(name, info, model)}
+            self._tasks = {**self._tasks, name: _Task(name, Path(path), info, model)}
 
     def remove_task(self, name: str) -> None:
         """Remove a task. The trunk stays as long as there is a task.
@@ -211,12 +264,13 @@ class _Task:
 
     Args:
         name: Its name.
+        path: Its file.
         info: Its description.
         model: Its segmentor.
     """
 
-    def __init__(self, name: str, info: TaskInfo, model: BaseSegmentor) -> None:
-        self.name, self.info, self.model = name, info, model
+    def __init__(self, name: str, path: Path, info: TaskInfo, model: BaseSegmentor) -> None:
+        self.name, self.path, self.info, self.model = name, path, info, model
         resize = [dict(info.resize, type='Resize', scale=tuple(info.resize['scale']))] if info.resize else []
         self._pipeline = Compose([*resize, dict(type='PackSegInputs')])
 
