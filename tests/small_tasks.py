@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 from safetensors.torch import save_file
 
-from mmseg_davpt.tasks import describe_task, task_backbone, task_state, write_task
+from mmseg_davpt.tasks import TaskFileError, describe_task, read_task, task_backbone, task_state, write_task
 
 PIPELINE = [
     dict(type='LoadImageFromFile'),
@@ -62,8 +62,34 @@ def describe(cfg, model, **meta):
         dict(classes=[f'class {index}' for index in range(number)], palette=[[index] * 3 for index in range(number)])
         | meta
     )
-    return describe_task(cfg, meta, model.backbone, model.backbone.fingerprint())
+    return describe_task(cfg, meta, model, model.backbone.fingerprint())
 
 
 def state_of(model):
     return task_state(task_backbone(model), model.state_dict(), model.backbone.fingerprint())
+
+
+def outcome(path, original):
+    """'refused', or 'same' if the damage changed nothing that is read."""
+    try:
+        info, tensors = read_task(path)
+    except TaskFileError as error:
+        assert str(path) in str(error)
+        return 'refused'
+    assert info == original[0]
+    assert tensors.keys() == original[1].keys()
+    assert all(torch.equal(tensors[name], original[1][name]) for name in tensors)
+    return 'same'
+
+
+def damage(path, source, positions, seed=0):
+    """Outcomes of one changed bit at each position."""
+    data, original = source.read_bytes(), read_task(source)
+    draw = torch.Generator().manual_seed(seed)
+    counts = dict(refused=0, same=0)
+    for position in positions:
+        changed = bytearray(data)
+        changed[position] ^= 1 << int(torch.randint(8, (1,), generator=draw))
+        path.write_bytes(changed)
+        counts[outcome(path, original)] += 1
+    return counts

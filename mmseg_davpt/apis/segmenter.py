@@ -13,9 +13,11 @@ from mmengine.dataset import Compose
 from mmseg.models import BaseSegmentor
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..datasets.image_files import MAX_PIXELS
 from ..options import wrong
+from ..reports import attention_maps
 from ..reports.overlay import draw_overlay
 from ..tasks import TaskFileError, TaskInfo
 from ..tasks.file import SUFFIX
@@ -233,6 +235,42 @@ class TaskSegmenter:
             raise ValueError(f'expected either task, or tasks with a name for each of {len(images)} images')
         names = [task] * len(images) if tasks is None else list(tasks)
         return self._segment(images, [self._find(name) for name in names])
+
+    def attention(self, image: ImageLike, name: str, task: str | None = None, block: int | None = None) -> np.ndarray:
+        """Attention of an image's patches to the prompt of a class.
+
+        Args:
+            image: See :meth:`__call__`.
+            name: Name of the class.
+            task: Name of the task; the first one by default.
+            block: Index of a guided block; the last one by default.
+
+        Returns:
+            Attention weights, mean over heads, in [0, 1], ``(H, W)``, float32, resized to the image.
+
+        Raises:
+            ValueError: An unknown class or task, or a task whose classes have no prompts (``assigned_prompts``).
+        """
+        found = self._find(task)
+        info, vit = found.info, found.model.backbone
+        if name not in info.classes:
+            raise wrong('name', name, f'one of {", ".join(map(repr, info.classes))}')
+        guided = sorted(map(int, info.assigned_prompts))
+        if not guided or (block is not None and block not in guided):
+            raise ValueError(
+                f'task {found.name!r}: only classes in blocks {guided or "none"} have prompts: train guided ones'
+            )
+        block = guided[-1] if block is None else block
+        prompt = info.assigned_prompts[str(block)][info.classes.index(name)]
+        if prompt < 0:
+            raise ValueError(f'task {found.name!r}: {name!r} was in no training image, and has no prompt')
+        sample = found.prepare(to_rgb(image, self.max_pixels))
+        batch = found.model.data_preprocessor(dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']]))
+        index = sorted(vit.prompts.blocks).index(block)
+        (maps,) = attention_maps(found.model, batch['inputs'], [index]).values()
+        shape = sample['data_samples'].ori_shape
+        resized = interpolate(maps[:, prompt, None].float(), shape, mode='bilinear', align_corners=False)
+        return resized[0, 0].numpy()
 
     def _find(self, name: str | None) -> _Task:
         tasks = self._tasks

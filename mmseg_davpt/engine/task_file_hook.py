@@ -50,7 +50,8 @@ class TaskFileHook(SafeCheckpointHook):
         super().before_train(runner)
         if '://' in str(self.out_dir):
             raise ValueError(f'TaskFileHook: out_dir={self.out_dir!r}: expected a local folder')
-        self._backbone = task_backbone(_unwrapped(runner))
+        self._model = _unwrapped(runner)
+        self._backbone = task_backbone(self._model)
         self._describe(runner, {})
 
     @cached_property
@@ -58,6 +59,7 @@ class TaskFileHook(SafeCheckpointHook):
         """Of the trunk, which is frozen: computed once per run."""
         return self._backbone.fingerprint()
 
+    _model: nn.Module
     _backbone: PromptedViT
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -93,7 +95,7 @@ class TaskFileHook(SafeCheckpointHook):
 
     def _describe(self, runner: Runner, metrics: Mapping[str, float]) -> TaskInfo:
         meta = runner.train_dataloader.dataset.metainfo
-        return describe_task(runner.cfg, meta, self._backbone, self._fingerprint, metrics)
+        return describe_task(runner.cfg, meta, self._model, self._fingerprint, metrics)
 
     def _remove(self, path: str) -> None:
         super()._remove(path)

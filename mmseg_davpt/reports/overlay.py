@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
@@ -77,3 +78,19 @@ def draw_legend(names: Sequence[str], colors: np.ndarray, width: int) -> np.ndar
         draw.rectangle(box, fill=tuple(color), outline='black')
         draw.text((left + round(1.7 * size), top + 0.3 * size), name, fill='black', font=font)
     return np.asarray(strip)
+
+
+def draw_heat(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Draw weights over a grey image, on a scale from zero to the largest weight.
+
+    Args:
+        image: RGB, uint8, ``(H, W, 3)``.
+        weights: At least zero, ``(H, W)``.
+
+    Returns:
+        RGB, uint8, ``(H, W, 3)``.
+    """
+    grey = image.mean(axis=2, keepdims=True)
+    colors = 255 * matplotlib.colormaps['inferno'](weights / max(float(weights.max()), 1e-9))[..., :3]
+    mixed: np.ndarray = (0.35 * grey + 0.65 * colors).round().astype(np.uint8)
+    return mixed

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from mmengine.config import Config
+from torch import nn
 
 from ..models import PromptedViT
 from ..version import library_versions
@@ -44,6 +45,7 @@ class TaskInfo:
         trunk: Fingerprint of the frozen trunk.
         reduce_zero_label: Whether id 0 of the dataset's masks means unlabelled, and ids count from 1.
         resize: Options of mmcv's ``Resize`` before the model, ``dict(scale=[w, h], keep_ratio=bool)``, or ``None``.
+        assigned_prompts: Index of a guided block, as text -> prompt of each class, -1 without one.
         metrics: Name -> figure of the last validation.
         versions: Package -> version that wrote the file.
         config_hash: 16 hex digits of the SHA-256 of the run's config.
@@ -55,6 +57,7 @@ class TaskInfo:
     trunk: TrunkFingerprint
     reduce_zero_label: bool = False
     resize: dict[str, Any] | None = None
+    assigned_prompts: dict[str, list[int]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     config_hash: str = ''
@@ -107,6 +110,8 @@ class TaskInfo:
             )
         if values['trunk']['arch'] != values['model']['backbone']['arch']:
             raise TaskFileError('trunk.arch and model.backbone.arch differ')
+        if any(len(prompts) != number for prompts in values['assigned_prompts'].values()):
+            raise TaskFileError(f'assigned_prompts: expected {number} numbers per block, one per class')
         known = {known.name: values[known.name] for known in fields(cls)}
         known |= dict(
             classes=tuple(values['classes']),
@@ -136,7 +141,7 @@ def plain_model_config(model: Mapping[str, Any]) -> dict[str, Any]:
 def describe_task(
     cfg: Config,
     dataset_meta: Mapping[str, Any],
-    backbone: PromptedViT,
+    model: nn.Module,
     trunk: TrunkFingerprint,
     metrics: Mapping[str, Any] | None = None,
 ) -> TaskInfo:
@@ -145,8 +150,8 @@ def describe_task(
     Args:
         cfg: The full config.
         dataset_meta: ``classes`` and ``palette`` of the dataset, and ``reduce_zero_label``.
-        backbone: The backbone.
-        trunk: Its fingerprint.
+        model: The segmentor.
+        trunk: Fingerprint of its trunk.
         metrics: Figures of the last validation; what is no number is left out.
 
     Raises:
@@ -154,17 +159,20 @@ def describe_task(
     """
     if not (dataset_meta.get('classes') and dataset_meta.get('palette')):
         raise TaskFileError('the dataset names no classes or no palette: set metainfo=dict(classes=..., palette=...)')
-    model = plain_model_config(cfg.model)
-    # Resolved: presets may change, and those of guided methods want a guidance.
-    model['backbone']['tuning'] = _plain(backbone.method_options, 'model.backbone.tuning') or 'frozen'
-    model['backbone']['prompts'] = None
+    plain, backbone = plain_model_config(cfg.model), cast(PromptedViT, model.backbone)
+    # Resolved: presets may change, and those of guided methods need a guidance.
+    plain['backbone']['tuning'] = _plain(backbone.method_options, 'model.backbone.tuning') or 'frozen'
+    plain['backbone']['prompts'] = None
+    guidance = getattr(model, 'guidance', None)
+    assignments = {} if guidance is None else guidance.assignment_of
     info = TaskInfo(
-        model=model,
+        model=plain,
         classes=tuple(map(str, dataset_meta['classes'])),
         palette=tuple((int(r), int(g), int(b)) for r, g, b in dataset_meta['palette']),
         trunk=trunk,
         reduce_zero_label=bool(dataset_meta.get('reduce_zero_label', False)),
         resize=_resize_of(cfg.get('test_pipeline') or ()),
+        assigned_prompts={str(block): a.assignment.tolist() for block, a in assignments.items()},
         metrics={name: float(value) for name, value in (metrics or {}).items() if isinstance(value, (int, float))},
         versions=library_versions(),
         config_hash=hashlib.sha256(cfg.pretty_text.encode()).hexdigest()[:16],

@@ -24,8 +24,8 @@ _CARD = """---
 
 Semantic segmentation of {number} classes: {classes}.
 
-This is a task file of mmseg_davpt: {parameters:,} parameters that were trained on a frozen Vision Transformer, without the
-transformer itself.
+This is a task file of mmseg_davpt: {parameters:,} parameters that were trained on a frozen Vision Transformer, without
+the transformer itself.
 
 | | |
 | --- | --- |

@@ -7,14 +7,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from small_tasks import PIPELINE, make_task, save_trunk
+from small_tasks import PIPELINE, describe, make_task, save_trunk, state_of
 from test_inference import noise
 
 from mmseg_davpt import TaskSegmenter
 from mmseg_davpt.apis import inference, segment_images
 from mmseg_davpt.apis.segmenter import to_rgb
 from mmseg_davpt.datasets.image_files import ImageFileError
-from mmseg_davpt.tasks import TaskFileError
+from mmseg_davpt.tasks import TaskFileError, write_task
 
 
 @pytest.fixture(scope='module')
@@ -183,3 +183,25 @@ def test_a_task_of_another_architecture_is_refused(folder, tmp_path):
         model.trunk = other
         model.add_task('x', tmp_path / 'x.task.safetensors')
     assert list(model.tasks) == ['streets']
+
+
+def test_the_prompt_of_a_class_is_shown(folder, tmp_path):
+    path = tmp_path / 'guided.task.safetensors'
+    cfg, model = make_task(path, folder / 'trunk.safetensors', guidance=True)
+    model.guidance.assignment_of[5].assignment.copy_(torch.tensor([0, 2, 2, 1, -1]))
+    write_task(path, describe(cfg, model), state_of(model))
+    segmenter = TaskSegmenter.load(path, folder / 'trunk.safetensors')
+    assert segmenter.tasks['guided'].assigned_prompts == {'5': [0, 2, 2, 1, -1]}
+    segmenter.add_task('fashion', folder / 'fashion.task.safetensors')
+    image = noise(64, 64)
+    maps = [segmenter.attention(image, f'class {index}') for index in range(4)]
+    assert all(each.shape == (64, 64) for each in maps)
+    assert np.array_equal(maps[1], maps[2])  # they share a prompt
+    assert not np.array_equal(maps[0], maps[1])
+    assert 0 < sum(maps[index] for index in (0, 1, 3)).max() < 1  # the three prompts take a part of the attention
+    with pytest.raises(ValueError, match="'class 4' was in no training image"):
+        segmenter.attention(image, 'class 4')
+    with pytest.raises(ValueError, match="name='car': expected one of"):
+        segmenter.attention(image, 'car')
+    with pytest.raises(ValueError, match='only classes in blocks none have prompts'):
+        segmenter.attention(image, 'class 0', task='fashion')

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from small_tasks import describe, make_task, save_trunk, state_of
+from small_tasks import damage, describe, make_task, save_trunk, state_of
 
 import mmseg_davpt.tasks as tasks
 from mmseg_davpt.tasks import TaskFileError, TaskInfo, is_task_file, read_info, read_task, write_task
@@ -210,32 +210,6 @@ def test_a_missing_file_and_other_files_are_no_task_files(task, tmp_path, trunk)
         assert not is_task_file(tmp_path / 'x')
         with pytest.raises(TaskFileError, match='no task file'):
             read_task(tmp_path / 'x')
-
-
-def outcome(path, original):
-    """'refused', or 'same' if the damage changed nothing that is read."""
-    try:
-        info, tensors = read_task(path)
-    except TaskFileError as error:
-        assert str(path) in str(error)
-        return 'refused'
-    assert info == original[0]
-    assert tensors.keys() == original[1].keys()
-    assert all(torch.equal(tensors[name], original[1][name]) for name in tensors)
-    return 'same'
-
-
-def damage(path, source, positions, seed=0):
-    """Outcomes of one changed bit at each position."""
-    data, original = source.read_bytes(), read_task(source)
-    draw = torch.Generator().manual_seed(seed)
-    counts = dict(refused=0, same=0)
-    for position in positions:
-        changed = bytearray(data)
-        changed[position] ^= 1 << int(torch.randint(8, (1,), generator=draw))
-        path.write_bytes(changed)
-        counts[outcome(path, original)] += 1
-    return counts
 
 
 def test_changed_bits_are_noticed(task, tmp_path):
