@@ -162,12 +162,14 @@ def test_infer_command(tiny_config, trained, scenes, tmp_path):
     assert code == 1
     assert f'{broken}: cannot be read as an image' in printed  # named, and the others are written
     assert '3 of 4 images segmented' in printed
-    masks = sorted((tmp_path / 'out/masks').iterdir())
+    masks = sorted((tmp_path / 'out/masks/validation').iterdir())  # of several paths, folders keep their names
     assert [path.stem for path in masks] == [path.stem for path in sorted(folder.iterdir())]
     model = init_model(str(tiny_config), str(trained[0] / 'iter_6.pth'), device='cpu')
     expected = inference_model(model, str(sorted(folder.iterdir())[0])).pred_sem_seg.data[0].numpy()
-    assert np.array_equal(cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED), expected)
-    assert cv2.imread(str(tmp_path / 'out/overlays' / f'{masks[0].stem}.jpg')).shape == (240, 320, 3)
+    assert np.array_equal(cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED), expected + 1)  # as in the annotations
+    overlay = cv2.imread(str(tmp_path / 'out/overlays/validation' / f'{masks[0].stem}.jpg'))
+    assert overlay.shape[0] > 240  # with a legend
+    assert overlay.shape[1:] == (320, 3)
 
 
 class TestBadInput:

@@ -23,7 +23,8 @@ from ..tasks import TaskFileError, TaskInfo
 from ..tasks.file import SUFFIX
 from ..tasks.hub import fetch_task, push_to_hub, save_task_folder
 from ..tasks.model import build_task, share_trunk
-from .inference import predict, read_image
+from .inference import read_image
+from .prediction import predict
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -287,7 +288,7 @@ class TaskSegmenter:
         samples = [task.prepare(image) for task, image in zip(tasks, pixels)]
         results: dict[int, Segmentation] = {}
         for task, indices in _batches(tasks, samples, self.batch_size):
-            predictions = predict(task.model, [samples[index] for index in indices])
+            predictions = predict(task.model, [samples[index] for index in indices], with_scores=True)
             for index, (mask, scores) in zip(indices, predictions):
                 assert scores is not None
                 dtype = np.uint8 if len(task.info.classes) <= 256 else np.uint16

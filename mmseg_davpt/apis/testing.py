@@ -21,26 +21,23 @@ from ..version import library_versions
 
 
 def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = None) -> None:
-    """Make the config's ``IoUMetric`` keep the figures of each class, and write masks.
+    """Make the config's ``IoUMetric`` keep the figures of each class, and the test write masks.
 
     Args:
         cfg: The config, changed in place.
         multi_scale: Whether :func:`run_multi_scale` will be called.
-        masks: Folder for predicted masks; none are written by default.
+        masks: Folder for predicted masks (:class:`~mmseg_davpt.engine.MaskWriterHook`); none are written by default.
 
     Raises:
-        ValueError: ``multi_scale`` without ``tta_pipeline`` and ``tta_model``, or ``masks`` without an ``IoUMetric``.
+        ValueError: ``multi_scale`` without ``tta_pipeline`` and ``tta_model``.
     """
     if multi_scale and not ('tta_pipeline' in cfg and 'tta_model' in cfg):
         raise ValueError('--tta: the config has no tta_pipeline or tta_model')
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, Sequence) else [cfg.test_evaluator]
-    metrics = [metric for metric in evaluators if _class_of(metric.type) is IoUMetric]
-    for metric in metrics:
+    for metric in (metric for metric in evaluators if _class_of(metric.type) is IoUMetric):
         metric.type = 'mmseg.PerClassIoUMetric'
-        if masks:
-            metric.output_dir = masks
-    if masks and not metrics:
-        raise ValueError('--out: IoUMetric writes the masks, but test_evaluator has none')
+    if masks:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='MaskWriterHook', out_dir=str(masks))]
 
 
 def _class_of(kind: str | type) -> type | None:

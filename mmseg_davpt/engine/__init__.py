@@ -5,6 +5,7 @@ from .attention_hook import AttentionMassHook
 from .checkpoint_hook import SafeCheckpointHook
 from .guards import TrainingGuardHook
 from .hooks import ParamReportHook, StepSeedHook
+from .mask_writer import MaskWriterHook
 from .metric import PerClassIoUMetric
 from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
 from .pictures import PictureGridHook
@@ -13,6 +14,7 @@ from .task_file_hook import TaskFileHook
 __all__ = [
     'AttentionMassHook',
     'CpuAmpOptimWrapper',
+    'MaskWriterHook',
     'ParamReportHook',
     'PerClassIoUMetric',
     'PictureGridHook',

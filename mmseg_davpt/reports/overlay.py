@@ -1,4 +1,4 @@
-"""Classes drawn over an image, with a legend."""
+"""An image under the colours of its classes, with a legend."""
 
 from __future__ import annotations
 
@@ -6,91 +6,95 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-STRIP = 256  # rows that are mixed at once: floats take eight times the memory of the image
-_MIN_SHARE = 1e-3  # of the pixels, for a class in the legend
+_STRIP = 256  # rows that are mixed at once: large images need little memory beside the result
 
 
 def draw_overlay(
-    image: np.ndarray,
-    mask: np.ndarray,
+    image: NDArray[np.uint8],
+    mask: NDArray[np.integer],
     names: Sequence[str],
-    palette: ArrayLike,
+    palette: Sequence[Sequence[int]],
     opacity: float = 0.5,
     legend: bool = True,
-) -> np.ndarray:
-    """Draw the classes of a mask over an image.
+) -> NDArray[np.uint8]:
+    """Mix an image with the colours of its classes.
 
     Args:
-        image: RGB, uint8, ``(H, W, 3)``.
-        mask: Class ids, ``(H, W)``. Ids without a name, such as 255, are left as the image.
+        image: ``(H, W, 3)``, RGB.
+        mask: Class ids ``(H, W)``; pixels with other ids stay as they are.
         names: Name of each class.
-        palette: Color of each class: red, green, blue.
-        opacity: Of the classes, in [0, 1].
-        legend: Whether to add a strip below the image with color and name of the classes that cover at least one pixel
-            in a thousand, the largest first.
+        palette: RGB colour of each class, 0 to 255.
+        opacity: Opacity of the classes, in [0, 1].
+        legend: Whether to write the classes that occur below the image, the largest first.
 
     Returns:
-        RGB, uint8, ``(H, W, 3)``, taller with a legend.
+        ``(H, W, 3)``, RGB. With a legend it is higher, and wider if a name is longer than the image is wide: the image
+        is in the upper left corner, the rest is white.
     """
     colors = np.asarray(palette, np.uint8)
+    counts = np.zeros(len(colors), np.int64)
     overlay = np.empty_like(image)
-    for start in range(0, len(image), STRIP):
-        rows = slice(start, start + STRIP)
-        known = mask[rows] < len(colors)
-        mixed = (1 - opacity) * image[rows] + opacity * colors[np.where(known, mask[rows], 0)]
-        overlay[rows] = np.where(known[..., None], mixed.round().astype(np.uint8), image[rows])
+    for start in range(0, len(image), _STRIP):
+        rows, ids = image[start : start + _STRIP], mask[start : start + _STRIP]
+        known = (ids >= 0) & (ids < len(colors))
+        mixed = (1 - opacity) * rows + opacity * colors[np.where(known, ids, 0)]
+        overlay[start : start + _STRIP] = np.where(known[..., None], mixed.round().astype(np.uint8), rows)
+        counts += np.bincount(ids[known].astype(np.int64), minlength=len(colors))
     if not legend:
         return overlay
-    ids, counts = np.unique(mask[mask < len(colors)], return_counts=True)
-    shown = [int(ids[index]) for index in np.argsort(-counts) if counts[index] >= _MIN_SHARE * mask.size]
-    strip = draw_legend([names[index] for index in shown], colors[shown], image.shape[1])
-    return np.concatenate([overlay, strip])
+    shown = [index for index in np.argsort(-counts, kind='stable').tolist() if counts[index]]
+    strip = draw_legend([names[index] for index in shown], colors[shown], overlay.shape[1])
+    canvas = np.full((len(overlay) + len(strip), strip.shape[1], 3), 255, np.uint8)
+    canvas[: len(overlay), : overlay.shape[1]] = overlay
+    canvas[len(overlay) :] = strip
+    return canvas
 
 
-def draw_legend(names: Sequence[str], colors: np.ndarray, width: int) -> np.ndarray:
-    """Draw colors and names in rows.
+def draw_legend(names: Sequence[str], colors: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Names beside fields of their colours, in rows.
 
     Args:
-        names: Names; long ones are cut at the width.
-        colors: One per name, RGB, ``(n, 3)``.
-        width: Width in pixels.
+        names: Names, in their order.
+        colors: RGB colours, ``(N, 3)``.
+        width: Width in pixels, which also sets the size of the letters.
 
     Returns:
-        RGB, uint8, ``(height, width, 3)``; no rows without names.
+        ``(height, width, 3)``, RGB; wider than ``width`` if a name needs it.
     """
-    size = int(min(max(width / 40, 12), 40))
-    font = ImageFont.load_default(size)
-    places, x, y = [], 0, 0
-    for name in names:
-        needed = round(2.2 * size + font.getlength(name))
-        if x and x + needed > width:
-            x, y = 0, y + round(1.7 * size)
+    size = min(max(width // 45, 11), 64)
+    # Of matplotlib, which brings a font along; it has Latin, Greek and Cyrillic letters.
+    font = ImageFont.truetype(f'{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf', size)
+    gap, line = size // 2, size + size // 2
+    lengths = [size + gap + int(np.ceil(font.getlength(name))) for name in names]
+    width = max([width, *(length + 2 * gap for length in lengths)])
+    places, x, y = [], gap, gap
+    for length in lengths:
+        if x > gap and x + length + gap > width:
+            x, y = gap, y + line
         places.append((x, y))
-        x += needed
-    height = y + round(1.9 * size) if names else 0
-    strip = Image.new('RGB', (width, height), 'white')
-    draw = ImageDraw.Draw(strip)
-    for (left, top), name, color in zip(places, names, colors.tolist()):
-        box = (left + size // 2, top + size // 2, left + round(1.4 * size), top + round(1.4 * size))
-        draw.rectangle(box, fill=tuple(color), outline='black')
-        draw.text((left + round(1.7 * size), top + 0.3 * size), name, fill='black', font=font)
-    return np.asarray(strip)
+        x += length + 2 * gap
+    picture = Image.new('RGB', (width, y + line if names else 0), 'white')
+    draw = ImageDraw.Draw(picture)
+    for name, color, (x, y) in zip(names, colors.tolist(), places):
+        draw.rectangle((x, y, x + size - 1, y + size - 1), fill=tuple(color), outline='gray')
+        draw.text((x + size + gap, y + size // 2), name, fill='black', font=font, anchor='lm')
+    return np.asarray(picture)
 
 
-def draw_heat(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def draw_heat(image: NDArray[np.uint8], weights: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Draw weights over a grey image, on a scale from zero to the largest weight.
 
     Args:
-        image: RGB, uint8, ``(H, W, 3)``.
+        image: ``(H, W, 3)``, RGB.
         weights: At least zero, ``(H, W)``.
 
     Returns:
-        RGB, uint8, ``(H, W, 3)``.
+        ``(H, W, 3)``, RGB.
     """
     grey = image.mean(axis=2, keepdims=True)
     colors = 255 * matplotlib.colormaps['inferno'](weights / max(float(weights.max()), 1e-9))[..., :3]
-    mixed: np.ndarray = (0.35 * grey + 0.65 * colors).round().astype(np.uint8)
+    mixed: NDArray[np.uint8] = (0.35 * grey + 0.65 * colors).round().astype(np.uint8)
     return mixed

@@ -11,7 +11,7 @@ from small_tasks import PIPELINE, describe, make_task, save_trunk, state_of
 from test_inference import noise
 
 from mmseg_davpt import TaskSegmenter
-from mmseg_davpt.apis import inference, segment_images
+from mmseg_davpt.apis import prediction, segment_images
 from mmseg_davpt.apis.segmenter import to_rgb
 from mmseg_davpt.datasets.image_files import ImageFileError
 from mmseg_davpt.tasks import TaskFileError, write_task
@@ -66,7 +66,7 @@ def test_scores_are_probabilities_of_the_classes(model, folder):
     """Also where the logits are resized in parts."""
     result = model(folder / 'a.png')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, 'MAX_LOGITS', 5 * 48 * 80 - 1)
+        patch.setattr(prediction, 'MAX_LOGITS', 5 * 48 * 80 - 1)
         in_parts = model(folder / 'a.png')
     assert (in_parts.mask == result.mask).mean() > 0.999
     close = np.abs(in_parts.scores - result.scores) < 1e-3
