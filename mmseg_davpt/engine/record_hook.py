@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class RunRecordHook(Hook):
         shown = sorted((one for part in all_gather_object(self._shown) for one in part), key=lambda one: one['score'])
         if not is_main_process():
             return
-        figures = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, (int, float))}
+        figures = {name: float(value) for name, value in (metrics or {}).items() if isinstance(value, Real)}
         self._record.setdefault('validations', []).append(
             dict(iteration=runner.iter, metrics=figures, classes=self.class_ious())
         )

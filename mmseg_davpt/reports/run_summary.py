@@ -131,8 +131,8 @@ def _source(backbone: Any) -> str:
         return "timm's hub"
     if pretrained:
         return str(pretrained)
-    checkpoint = (getattr(backbone, 'init_cfg', None) or {}).get('checkpoint')
-    return str(checkpoint or 'random')
+    initial = getattr(backbone, 'init_cfg', None)
+    return str((initial.get('checkpoint') if isinstance(initial, Mapping) else None) or 'random')
 
 
 def _dataset_name(dataset: Any) -> str:
