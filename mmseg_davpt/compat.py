@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
+import logging
 import pickle
 import sys
 import types
 import warnings
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -41,6 +44,8 @@ def apply() -> None:
     _name_mmseg_fork()
     _stub_mmcv_ops()
     _allow_upstream_checkpoints()
+    _silence_warnings()
+    _silence_mmseg_import()
 
 
 def _require_openmmlab() -> None:
@@ -131,6 +136,54 @@ def _allow_upstream_checkpoints() -> None:
     if not installed('mmengine') or not hasattr(torch.serialization, 'add_safe_globals'):
         return
     torch.serialization.add_safe_globals(checkpoint_types())
+
+
+# Starts of warnings about which users of this project can do nothing -> why.
+_SILENT_WARNINGS = {
+    r'Fail to import ``MultiScaleDeformableAttention``': 'mmcv-lite has no compiled operators; heads that need them say so',
+    r'The draw is False, it means that the': 'pictures are off in every training; tools/test.py --show-dir draws them',
+    r'Default ``avg_non_ignore`` is False': "mmseg's default, which its own configs and results use",
+}
+_SILENT_LINES = {
+    '"FileClient" will be deprecated': "mmengine's own CheckpointHook uses it",
+    '"HardDiskBackend" is the alias': "mmengine's own CheckpointHook uses it",
+    'The prefix is not set in metric class': 'mIoU is called mIoU; a prefix would rename it in every table',
+}
+
+
+def _silence_warnings() -> None:
+    """Drop warnings of dependencies about which a user can do nothing.
+
+    Reason: they come before every training, from code that no config changes; each of ``_SILENT_WARNINGS`` says why.
+    End: when mmcv and mmseg no longer warn.
+    """
+    for start in _SILENT_WARNINGS:
+        warnings.filterwarnings('ignore', message=start, category=UserWarning)
+
+
+def _silence_mmseg_import() -> None:
+    """Import mmseg's datasets without the line ``Could not import OneDL``; print what else they print.
+
+    Reason: the fork prints it twice where an optional package for remote data is missing, which nothing here uses.
+    End: when the fork logs it, as it means to: it names the level DEBUG, but no logger.
+    """
+    if 'mmseg.datasets' in sys.modules:
+        return
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        importlib.import_module('mmseg.datasets')
+    for line in printed.getvalue().splitlines():
+        if line != 'Could not import OneDL':
+            print(line)
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether a record of mmengine's logger says something that a user can act on; a filter for its handlers.
+
+    Reason: deprecation warnings about calls that mmengine makes itself; each of ``_SILENT_LINES`` says why.
+    End: when mmengine no longer makes these calls.
+    """
+    return not record.getMessage().startswith(tuple(_SILENT_LINES))
 
 
 # What HistoryBuffer registers as statistics. Not read from its table, to which a checkpoint adds.

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, CheckpointLoader, Runner
+from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from ..models.prompted_vit import FINGERPRINT
@@ -106,7 +106,10 @@ def _choose_checkpoint(runner: Runner, trust: bool) -> None:
     elif runner._load_from is None:
         runner._resume = False
         print_log(
-            f'No checkpoint in {runner.work_dir}: training starts at iteration 0.', 'current', level=logging.WARNING
+            f'No checkpoint in {runner.work_dir}: training starts at iteration 0. To continue a training, give its folder '
+            'as --work-dir.',
+            'current',
+            level=logging.WARNING,
         )
     elif next(Path(runner.work_dir).glob('*_*.pth'), None) is not None:
         print_log(
@@ -140,6 +143,19 @@ class CheckpointCheckHook(Hook):
     """Refuses a checkpoint that does not fill the model of the runner, before anything takes it over."""
 
     priority = 'VERY_HIGH'  # before EMAHook, which loads averaged weights
+
+    def before_train(self, runner: Runner) -> None:
+        """Say so if there is nothing left to train."""
+        if runner._resume and runner.iter >= runner.max_iters:
+            by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+            length = f'train_cfg.{"max_epochs" if by_epoch else "max_iters"}'
+            print_log(
+                f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To test '
+                f'it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the end of the '
+                'last param_scheduler; to train anew, choose another --work-dir',
+                'current',
+                level=logging.WARNING,
+            )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Check the weights and, on resume, the state of the training; drop the modules of ``load_from_skip``."""

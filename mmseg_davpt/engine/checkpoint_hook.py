@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
 from ..files import write_atomically
+from .interrupts import stop_requested
 
 
 @register_backend('atomic')
@@ -59,6 +60,8 @@ class SafeCheckpointHook(CheckpointHook):
     - Outdated checkpoints are removed after the new one is complete; so is the previous best one.
     - A checkpoint whose weights, buffers, averaged weights or optimizer state hold inf or nan is refused, which ends
       the training. Buffers that are infinite from the start, such as masks, may stay so.
+    - After ctrl-C in ``tools/train.py`` the iteration (or the validation) is finished, a checkpoint is written, and
+      ``KeyboardInterrupt`` ends the training. Checkpoints by epoch are not written in the middle of one.
     """
 
     file_backend: Any
@@ -92,6 +95,46 @@ class SafeCheckpointHook(CheckpointHook):
                 f'The model holds inf or nan before the training: {_few(names)}. Check the file that it was loaded '
                 'from (pretrained, load_from or the resumed checkpoint)'
             )
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Write a checkpoint if it is due, or if the training is to stop.
+
+        Raises:
+            KeyboardInterrupt: After ctrl-C; the message names the checkpoint.
+        """
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if stop_requested():
+            self._stop(runner, runner.iter + 1)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Keep the best checkpoint, and stop if it was asked for.
+
+        Raises:
+            KeyboardInterrupt: After ctrl-C; the message names the checkpoint.
+            ValueError: The validation does not give the figure that ``save_best`` names.
+        """
+        metrics = metrics or {}
+        if missing := [key for key in self._scores if key not in metrics]:
+            raise ValueError(
+                f'default_hooks.checkpoint.save_best={missing[0]!r}: the validation gives {", ".join(metrics) or "no figures"}. '
+                'Name one of these, or set save_best=None'
+            )
+        super().after_val_epoch(runner, metrics)
+        if isinstance(runner._train_loop, BaseLoop) and stop_requested():
+            self._stop(runner, runner.iter)
+
+    @property
+    def _scores(self) -> list[str]:
+        """Figures whose best checkpoints are kept; ``'auto'``, the first one, is always there."""
+        names = [self.save_best] if isinstance(self.save_best, str) else list(self.save_best or ())
+        return [name for name in names if name != 'auto']
+
+    def _stop(self, runner: Runner, done: int) -> NoReturn:
+        if not self.by_epoch and Path(str(self.last_ckpt)).name != self.filename_tmpl.format(done):
+            self._save_checkpoint_with_step(runner, done, dict(epoch=runner.epoch, iter=done))
+        raise KeyboardInterrupt(
+            f'Stopped after iteration {done} of {runner.max_iters}; {self._last_complete(runner) or "no checkpoint yet"}'
+        )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Refuse inf and nan; other hooks have changed the checkpoint before.
