@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from small_tasks import make_task, save_trunk, state_of, task_cfg
 
 from mmseg_davpt import WeightsError
+from mmseg_davpt.apis.task_conversion import task_from_checkpoint
+from mmseg_davpt.tasks import read_info, read_task
 from mmseg_davpt.tasks.model import build_task, share_trunk
 from mmseg_davpt.tuning import TUNING_METHODS
 
@@ -170,3 +172,16 @@ def test_timm_reads_the_trunk_from_its_hub(trunk, tmp_path, monkeypatch):
 
     monkeypatch.setattr(timm, 'create_model', create)
     build_task(tmp_path / 'a.task.safetensors', 'timm')
+
+
+@pytest.mark.parametrize('name', ['residual', 'bias', 'mixed'])
+def test_a_full_checkpoint_becomes_a_task_file(name, trunk, tmp_path):
+    cfg, model = make_task(tmp_path / 'a.task.safetensors', trunk, **METHODS[name])
+    info = read_info(tmp_path / 'a.task.safetensors')
+    meta = dict(classes=info.classes, palette=[list(color) for color in info.palette])
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta)), tmp_path / 'full.pth')
+    task_from_checkpoint(cfg, tmp_path / 'full.pth', tmp_path / 'b.task.safetensors')
+    first, again = (read_task(tmp_path / f'{file}.task.safetensors') for file in 'ab')
+    assert first[0].trunk == again[0].trunk
+    assert first[1].keys() == again[1].keys()
+    assert all(torch.equal(first[1][key], again[1][key]) for key in first[1])
