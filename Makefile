@@ -5,7 +5,7 @@ RUN := work_dirs/davpt_upernet_miniscenes
 CONFIG := configs/davpt_upernet_miniscenes.py
 WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 
-STACKLESS := datasets/test_download datasets/test_prepare weights/test_fetch weights/test_convert
+STACKLESS := datasets/test_archives datasets/test_download datasets/test_prepare weights/test_fetch weights/test_convert
 STACKLESS += guidance/test_guidance_functions tuning/test_battery trunks/test_projections faults/test_downloads
 
 .PHONY: train test test-upstream test-faults lint types format clean

@@ -7,6 +7,7 @@ import pytest
 from local_server import digest, serving, zipped
 
 from mmseg_davpt.datasets.prepare import download as module
+from mmseg_davpt.datasets.prepare.archives import unpack
 from mmseg_davpt.datasets.prepare.download import DataError, download
 
 OLD, NEW = (zipped({'top/image': np.random.default_rng(seed).bytes(60_000 + seed)}) for seed in range(2))
@@ -110,7 +111,7 @@ def test_mutated_archives_write_nothing_outside(tmp_path):
         folder.mkdir()
         (folder / 'x.zip').write_bytes(data)
         try:
-            module.unpack(folder / 'x.zip', folder / 'out', {'top': ''})
+            unpack(folder / 'x.zip', folder / 'out', {'top': ''})
         except DataError:
             outcomes['refused'] += 1
         else:

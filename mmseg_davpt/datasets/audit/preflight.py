@@ -18,22 +18,9 @@ from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 
 from ..image_files import describe_orientation, read_header
-from .audit import (
-    WARNINGS,
-    Fault,
-    Split,
-    UnknownDatasetError,
-    add_fault,
-    build_dataset,
-    check_binary,
-    collect,
-    make_reader,
-    named_leaves,
-    no_images,
-    other_suffixes,
-    sample_infos,
-)
+from .faults import WARNINGS, Fault, add_fault, check_binary, no_images, other_suffixes
 from .samples import Reader, Sample, inspect_mask, inspect_sample
+from .splits import Split, UnknownDatasetError, build_dataset, collect, make_reader, named_leaves, sample_infos
 
 MASKS = 32  # masks of a split that are decoded
 HEADERS = 256  # samples of a split whose sizes are compared

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..image_files import ImageFileError, check_mask_file, first_line
-from .audit import Split, build_dataset, named_leaves, sample_infos
+from .splits import Split, build_dataset, named_leaves, sample_infos
 
 
 def parse_map(text: str) -> dict[int, int]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from .audit import WARNINGS, Audit, Fault, Split
+from .audit import Audit
+from .faults import WARNINGS, Fault
+from .splits import Split
 
 
 def format_audit(audit: Audit, show: int = 5) -> str:

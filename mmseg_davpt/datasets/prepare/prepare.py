@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .download import DataError, download, unpack
+from .archives import unpack
+from .download import DataError, download
 from .sources import Source
 
 
