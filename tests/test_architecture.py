@@ -14,6 +14,7 @@ FLOORS = [
     {'reports'},
     {'engine'},
     {'apis'},
+    {'__main__'},
 ]
 
 
