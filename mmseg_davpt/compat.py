@@ -6,6 +6,7 @@ before a Runner is built. A shim that the environment does not need does nothing
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import io
@@ -16,9 +17,13 @@ import types
 import warnings
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
+
+# Where OpenMMLab's packages keep configs and command lines; links in a checkout, copies in a wheel.
+MIM = Path(__file__).parent / '.mim'
 
 # The operators that a fragment defines disappear with it.
 _libraries: list[torch.library.Library] = []
@@ -42,6 +47,8 @@ def apply() -> None:
     _require_openmmlab()
     _repair_torchvision()
     _name_mmseg_fork()
+    _find_own_configs()
+    _let_tuning_replace_a_preset()
     _stub_mmcv_ops()
     _allow_upstream_checkpoints()
     _silence_warnings()
@@ -99,6 +106,67 @@ def _name_mmseg_fork() -> None:
         from mmengine.config import utils
 
         utils.MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
+
+
+def _find_own_configs() -> None:
+    """Make ``_base_ = 'mmseg_davpt::NAME.py'`` find the configs of this package.
+
+    Reason: mmengine has a fixed table of packages, refuses names without a folder, and would build every part of such a
+    config from a registry of the package's name, which does not exist: all parts are in mmseg's.
+    End: when packages can register their configs with mmengine.
+    """
+    from mmengine.config import Config
+
+    find = Config._get_cfg_path
+    if getattr(find, 'finds_own_configs', False):
+        return
+
+    def find_config(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        package, _, name = cfg_path.partition('::')
+        return (str(own_config(name)), None) if package == 'mmseg_davpt' else find(cfg_path, filename)
+
+    find_config.finds_own_configs = True  # type: ignore[attr-defined]
+    Config._get_cfg_path = staticmethod(find_config)
+
+
+def own_config(name: str) -> Path:
+    """Path of a config of this package.
+
+    Args:
+        name: Path below ``configs/``, such as ``davpt_upernet_ade20k.py``.
+
+    Raises:
+        FileNotFoundError: There is no such config; the message lists those with similar names.
+    """
+    folder = MIM / 'configs'
+    if (path := folder / name).is_file():
+        return path
+    known = [path.relative_to(folder).as_posix() for path in sorted(folder.glob('**/*.py'))]
+    known = [path for path in known if not path.startswith('_base_')]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    raise FileNotFoundError(f'no config mmseg_davpt::{name}; known are {", ".join(close or known)}')
+
+
+def _let_tuning_replace_a_preset() -> None:
+    """Let ``tuning=dict(...)`` replace the string of a base config without ``_delete_=True``.
+
+    Reason: mmengine merges a dict only into a dict. A preset has nothing to merge with.
+    End: when mmengine lets a dict replace a value of another type.
+    """
+    from mmengine.config import Config, ConfigDict
+
+    merge = Config._merge_a_into_b
+    if getattr(merge, 'replaces_presets', False):
+        return
+
+    def merge_configs(a: dict[str, Any], b: Any, allow_list_keys: bool = False) -> Any:
+        if isinstance(b, dict) and isinstance(a.get('tuning'), dict) and isinstance(b.get('tuning'), str):
+            b = b.copy()
+            b['tuning'] = ConfigDict()
+        return merge(a, b, allow_list_keys)
+
+    merge_configs.replaces_presets = True  # type: ignore[attr-defined]
+    Config._merge_a_into_b = staticmethod(merge_configs)
 
 
 def _stub_mmcv_ops() -> None:

@@ -14,6 +14,7 @@ FLOORS = [
     {'reports', 'tasks'},
     {'engine'},
     {'apis'},
+    {'__main__'},
 ]
 
 
