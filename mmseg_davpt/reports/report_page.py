@@ -186,7 +186,8 @@ def _draw_lines(runs: Sequence[RunReport], series: dict[str, list[Sequence[tuple
 def _class_bars(runs: Sequence[RunReport]) -> Markup | None:
     """IoU of each class, the most frequent first, beside the share of its pixels."""
     share = runs[0].class_share
-    names = sorted(runs[0].final_classes, key=lambda name: -share.get(name, 0.0))
+    occurring = [name for name, iou in runs[0].final_classes.items() if iou is not None]
+    names = sorted(occurring, key=lambda name: -share.get(name, 0.0))
     if not names:
         return None
 

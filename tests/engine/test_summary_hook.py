@@ -60,7 +60,7 @@ class TestScreen:
     def test_the_end_says_what_came_out_and_what_is_next(self, trained):
         work_dir, printed, _ = trained
         end = printed[printed.index('Training finished: 6 iterations.') :]
-        assert re.search(r'mIoU: best \S+ after iteration [36], last \S+ after iteration 6', end)
+        assert re.search(r'Best mIoU \S+ after iteration [36], last \S+ after iteration 6', end)
         assert re.search(r'^wall +\S+ +\S+$', end, re.M)
         command = re.search(r'Next: python (tools/test.py (\S+) (\S+))', end)
         assert (ROOT / command[2]).is_file() or os.path.isfile(command[2])

@@ -67,7 +67,7 @@ def test_the_end_names_best_last_classes_and_the_next_command():
         Validation(300, {}, {}),
     ]
     found = end_lines(validations, 300, 'runs/a b', 'runs/a b/c.py', dict(best='best.pth', last='iter_300.pth'))
-    assert 'mIoU: best 41.00 after iteration 100, last 40.00 after iteration 200' in found
+    assert 'Best mIoU 41.00 after iteration 100, last 40.00 after iteration 200' in found
     assert 'road      90.00     80.00' in found
     assert 'car           -     12.35' in found or 'car           -     12.34' in found
     assert "Next: python tools/test.py 'runs/a b/c.py' best.pth" in found
