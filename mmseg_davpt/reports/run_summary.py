@@ -196,7 +196,7 @@ def end_lines(
     if scored:
         best, last = max(scored, key=lambda one: one.metrics[metric]), scored[-1]
         lines.append(
-            f'{metric}: best {best.metrics[metric]:.2f} after iteration {best.iteration}, '
+            f'Best {metric} {best.metrics[metric]:.2f} after iteration {best.iteration}, '
             f'last {last.metrics[metric]:.2f} after iteration {last.iteration}'
         )
         lines += _class_table(best, last)
