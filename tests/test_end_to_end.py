@@ -375,11 +375,11 @@ def test_a_task_file_serves_all_commands(tiny_config, tmp_path, scenes):
     """Training writes it; testing and segmenting give the same from it as from the whole checkpoint."""
     trunk = save_trunk(tmp_path / 'trunk.safetensors')
     config = tmp_path / 'task.py'
-    config.write_text(f'''
+    config.write_text(f"""
 _base_ = {str(tiny_config)!r}
 model = dict(backbone=dict(pretrained={str(trunk)!r}, allow_random=False))
 default_hooks = dict(checkpoint=dict(type='TaskFileHook', keep_trunk=True))
-''')
+""")
     tool('train', config, '--work-dir', tmp_path / 'run', '--cfg-options', 'train_cfg.max_iters=3')
     whole, task = (tmp_path / 'run' / f'iter_3{suffix}' for suffix in ('.pth', '.task.safetensors'))
     assert task.stat().st_size < whole.stat().st_size / 2

@@ -106,8 +106,8 @@ def _choose_checkpoint(runner: Runner, trust: bool) -> None:
     elif runner._load_from is None:
         runner._resume = False
         print_log(
-            f'No checkpoint in {runner.work_dir}: training starts at iteration 0. To continue a training, give its folder '
-            'as --work-dir.',
+            f'No checkpoint in {runner.work_dir}: training starts at iteration 0. To continue a training, give its '
+            'folder as --work-dir.',
             'current',
             level=logging.WARNING,
         )
@@ -125,8 +125,8 @@ def require_complete(model: nn.Module, checkpoint: str | Path, trust: bool = Fal
 
     Args:
         model: The segmentor.
-        checkpoint: A checkpoint of the whole model, or a task file. The guidance may be missing: inference does not need it. A prefix
-            ``module.`` of a wrapped model is ignored, as mmengine does.
+        checkpoint: A checkpoint of the whole model, or a task file. The guidance may be missing: inference does not
+            need it. A prefix ``module.`` of a wrapped model is ignored, as mmengine does.
         trust: See :func:`safe_checkpoints`.
 
     Raises:
@@ -150,8 +150,8 @@ class CheckpointCheckHook(Hook):
             by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
             length = f'train_cfg.{"max_epochs" if by_epoch else "max_iters"}'
             print_log(
-                f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To test '
-                f'it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the end of the '
+                f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To '
+                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the end of the '
                 'last param_scheduler; to train anew, choose another --work-dir',
                 'current',
                 level=logging.WARNING,

@@ -74,7 +74,9 @@ class PromptAssignmentHook(Hook):
         batches = min(self.num_batches, batches_per_pass)
         with _kept_random_state():
             data = islice(_same_data(loader, runner.seed), batches)
-            for batch in tqdm(data, 'class prototypes', batches, mininterval=2, disable=None if is_main_process() else True):
+            for batch in tqdm(
+                data, 'class prototypes', batches, mininterval=2, disable=None if is_main_process() else True
+            ):
                 collect(**model.data_preprocessor(batch, training=True), blocks=blocks)
         _refresh(runner, guidance, blocks)
         if init is not None:

@@ -81,7 +81,11 @@ class SafeCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend='atomic')
         super().before_train(runner)
         if local and is_main_process():
-            for pattern in ('.*.pth.tmp', '.*.safetensors.tmp', '.last_checkpoint.tmp'):  # of a run that was killed while it wrote
+            for pattern in (
+                '.*.pth.tmp',
+                '.*.safetensors.tmp',
+                '.last_checkpoint.tmp',
+            ):  # of a run that was killed while it wrote
                 for leftover in Path(self.out_dir).glob(pattern):
                     leftover.unlink(missing_ok=True)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -77,7 +77,9 @@ class PictureGridHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the picture, and send it to the backends."""
         if self.loop == 'val' and self.rows:
-            path = self._write(runner, self.path or Path(runner.work_dir, 'picture_grid_val.png'), runner.val_dataloader)
+            path = self._write(
+                runner, self.path or Path(runner.work_dir, 'picture_grid_val.png'), runner.val_dataloader
+            )
             if path is not None:
                 add_figure(runner, 'picture_grid', path)
 

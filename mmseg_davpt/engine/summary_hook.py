@@ -49,7 +49,9 @@ class RunSummaryHook(Hook):
         if sys.stdout.isatty() and runner.iter < runner.max_iters:
             for handler in screens(runner.logger):
                 handler.setStream(DummyTqdmFile(sys.stdout))
-            self._bar = tqdm(total=runner.max_iters, initial=runner.iter, unit='it', file=sys.stdout, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=runner.max_iters, initial=runner.iter, unit='it', file=sys.stdout, dynamic_ncols=True
+            )
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
@@ -101,7 +103,9 @@ def learning_rates(runner: Runner) -> list[GroupRate]:
     first = {name: group['lr'] for name, group in parts}
     if not schedulers or not isinstance(runner.param_schedulers, list):
         return [GroupRate(name, rate, rate, rate) for name, rate in first.items()]
-    groups = [dict(params=[nn.Parameter(torch.zeros(()))], lr=group.get('initial_lr', group['lr'])) for _, group in parts]
+    groups = [
+        dict(params=[nn.Parameter(torch.zeros(()))], lr=group.get('initial_lr', group['lr'])) for _, group in parts
+    ]
     optimizer = OptimWrapper(torch.optim.SGD(groups, lr=1.0))
     dry = runner._build_param_scheduler(schedulers, optimizer)
     highest, last = [0.0] * len(groups), [0.0] * len(groups)

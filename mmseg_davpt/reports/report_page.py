@@ -26,7 +26,7 @@ from .run_report import RunReport, paired_differences
 
 _GREY = '#8a8a8a'
 _LINES = ('-', '--', ':', '-.')  # beside colors: runs can be told apart in grey as well
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none',  # text stays text: it can be read out, found and copied
     'svg.hashsalt': 'mmseg_davpt',  # the same figure is the same file
     'font.family': 'sans-serif',
@@ -141,11 +141,14 @@ def _curves(runs: Sequence[RunReport]) -> list[tuple[str, Markup]]:
 
     names = {name for run in runs for name in run.scalars}
     add('Loss', 'loss', {'': [run.scalars.get('loss', ()) for run in runs]})
-    add('mIoU of the validations', 'mIoU in percent', {'': [run.scores() for run in runs]})
-    add('Learning rate of the first parameter group', 'learning rate', {'': [run.scalars.get('lr', ()) for run in runs]})
+    scores: list[Sequence[tuple[int, float]]] = [run.scores() for run in runs]
+    add('mIoU of the validations', 'mIoU in percent', {'': scores})
+    add(
+        'Learning rate of the first parameter group', 'learning rate', {'': [run.scalars.get('lr', ()) for run in runs]}
+    )
     guidance = sorted(name for name in names if name.startswith('loss_guide'))
     add('Guidance terms', 'loss', {name: [run.scalars.get(name, ()) for run in runs] for name in guidance})
-    moved = [_moves(run) for run in runs]
+    moved: list[Sequence[tuple[int, float]]] = [_moves(run) for run in runs]
     add('Classes that changed their prompt, at each refresh of the assignment', 'classes', {'': moved})
     shares = sorted(name for name in names if name.startswith('own_prompt_share'))
     add('Own-prompt attention share', 'percent', {name: [run.scalars.get(name, ()) for run in runs] for name in shares})
@@ -221,10 +224,17 @@ def _details(run: RunReport) -> dict[str, Any]:
         name=run.name,
         folder=str(run.folder),
         confusion=_confusion(run),
-        shown=[(group, [_slide(run, one) for one in record.get('shown', {}).get(group, ())]) for group in ('worst', 'best')],
-        legend=[(name, f'rgb({color[0]}, {color[1]}, {color[2]})') for name, color in zip(record['classes'], record['palette'])],
+        shown=[
+            (group, [_slide(run, one) for one in record.get('shown', {}).get(group, ())]) for group in ('worst', 'best')
+        ],
+        legend=[
+            (name, f'rgb({color[0]}, {color[1]}, {color[2]})')
+            for name, color in zip(record['classes'], record['palette'])
+        ],
         attention=[_attention(run, int(block), one) for block, one in record.get('attention', {}).items()],
-        parameters=[(part, f'{trained:,}', f'{every:,}') for part, (trained, every) in record['parameters'].items() if every],
+        parameters=[
+            (part, f'{trained:,}', f'{every:,}') for part, (trained, every) in record['parameters'].items() if every
+        ],
         environment=[*record['versions'].items(), *record['environment'].items()],
         command=shlex.join(['python', *map(str, record['command'])]),
         config=run.config,
@@ -299,9 +309,10 @@ def _read(run: RunReport, name: str | None, mode: int) -> Any | None:
 
 
 def _data_url(picture: Any) -> str:
-    return 'data:image/jpeg;base64,' + base64.b64encode(
-        cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()
-    ).decode()
+    return (
+        'data:image/jpeg;base64,'
+        + base64.b64encode(cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 82])[1].tobytes()).decode()
+    )
 
 
 def _svg(draw: Callable[[Figure], None], width: float, height: float) -> Markup:

@@ -172,7 +172,12 @@ def test_nothing_left_to_train_is_said(tmp_path):
     for handler in log.handlers:
         handler.flush()
     (line,) = re.findall(r'Nothing to train.*', (tmp_path / 'log.txt').read_text())
-    for text in ('iter_9.pth is the end of a training of 9 iterations', 'tools/test.py', 'train_cfg.max_iters', '--work-dir'):
+    for text in (
+        'iter_9.pth is the end of a training of 9 iterations',
+        'tools/test.py',
+        'train_cfg.max_iters',
+        '--work-dir',
+    ):
         assert text in line
 
 
