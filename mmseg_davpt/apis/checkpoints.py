@@ -151,8 +151,8 @@ class CheckpointCheckHook(Hook):
             length = f'train_cfg.{"max_epochs" if by_epoch else "max_iters"}'
             print_log(
                 f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To '
-                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the end of the '
-                'last param_scheduler; to train anew, choose another --work-dir',
+                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the end '
+                'of the last param_scheduler; to train anew, choose another --work-dir',
                 'current',
                 level=logging.WARNING,
             )
@@ -178,7 +178,7 @@ class CheckpointCheckHook(Hook):
 
 
 def _expected(model: nn.Module, state: dict[str, Tensor], tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What of a model's state a checkpoint must hold: all, or all but a frozen trunk of which it has the fingerprint."""
+    """What of a state a checkpoint must hold: all, or all but a frozen trunk of which it has the fingerprint."""
     if f'backbone.{FINGERPRINT}' not in tensors:
         return state
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

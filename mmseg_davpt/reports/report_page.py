@@ -100,7 +100,8 @@ def _facts(runs: Sequence[RunReport]) -> list[tuple[str, list[str]]]:
 
 def _data(run: RunReport) -> str:
     validation = len(run.record.get('images', ()))
-    return f'{run.record["training_images"]} training, {validation} validation images, {len(run.record["classes"])} classes'
+    training, classes = run.record['training_images'], len(run.record['classes'])
+    return f'{training} training, {validation} validation images, {classes} classes'
 
 
 def _weights(pretrained: Any) -> str:
@@ -156,9 +157,11 @@ def _curves(runs: Sequence[RunReport]) -> list[tuple[str, Markup]]:
 
 
 def _moves(run: RunReport) -> list[tuple[int, float]]:
+    """Summed over the blocks; the first assignment, before the training, moves nothing."""
     moved: dict[int, float] = {}
     for one in run.record.get('assignments', ()):
-        moved[one['iteration']] = moved.get(one['iteration'], 0) + one['moved']
+        if one['iteration'] > 0:
+            moved[one['iteration']] = moved.get(one['iteration'], 0) + one['moved']
     return sorted(moved.items())
 
 
@@ -323,4 +326,4 @@ def _svg(draw: Callable[[Figure], None], width: float, height: float) -> Markup:
         buffer = io.StringIO()
         figure.savefig(buffer, format='svg', metadata={'Date': None, 'Creator': None})
     text = re.sub(r'<metadata>.*?</metadata>', '', buffer.getvalue(), flags=re.DOTALL)
-    return Markup(text[text.index('<svg') :])  # noqa: S704  (matplotlib escapes what it writes)
+    return Markup(text[text.index('<svg') :])  # matplotlib escapes what it writes
