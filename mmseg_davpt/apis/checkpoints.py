@@ -151,8 +151,8 @@ class CheckpointCheckHook(Hook):
             length = f'train_cfg.{"max_epochs" if by_epoch else "max_iters"}'
             print_log(
                 f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To '
-                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the end '
-                'of the last param_scheduler; to train anew, choose another --work-dir',
+                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the '
+                'end of the last param_scheduler; to train anew, choose another --work-dir',
                 'current',
                 level=logging.WARNING,
             )

@@ -103,8 +103,8 @@ def _refresh(runner: Runner, guidance: MetricGuidance, blocks: Sequence[int]) ->
         prompts = assignment.assignment.tolist()
         unseen = sum(prompt < 0 for prompt in prompts)
         runner.logger.info(
-            f'Prompt assignment of block {block}: {len(prompts) - unseen} classes on {len(assignment.centroids)} prompts; '
-            f'{moved} moved' + f'; {unseen} not seen yet' * bool(unseen)
+            f'Prompt assignment of block {block}: {len(prompts) - unseen} classes on {len(assignment.centroids)} '
+            f'prompts; {moved} moved' + f'; {unseen} not seen yet' * bool(unseen)
         )
         runner.logger.debug(f'Prompt assignment of block {block}: {_name_classes(runner, prompts)}')
         changes.append(dict(iteration=runner.iter, block=block, moved=moved, unseen=unseen, prompts=prompts))
