@@ -53,13 +53,12 @@ def test_training_logs_what_matters(trained):
 
 def test_assignment_is_made_refreshed_and_saved(trained):
     work_dir, log = trained
-    lines = re.findall(r'Prompt assignment of block 5: (\d+) classes on (\d) of 3 prompts; (\d+) moved', log)
+    lines = re.findall(r'Prompt assignment of block 5: (\d+) classes on 3 prompts; (\d+) moved', log)
     assert len(lines) == 2  # before training, and after 4 iterations: one pass over 8 images, 2 a batch
     state = load(work_dir / 'iter_6.pth')['state_dict']
     assignment = state['guidance.assignments.0.assignment']
     assert assignment.max() == 2  # 16 classes share 3 prompts
     assert (assignment >= 0).sum() == int(lines[-1][0])
-    assert len(assignment[assignment >= 0].unique()) == int(lines[-1][1])
 
 
 def test_only_tuned_parts_change(trained):

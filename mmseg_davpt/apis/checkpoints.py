@@ -106,8 +106,8 @@ def _choose_checkpoint(runner: Runner, trust: bool) -> None:
     elif runner._load_from is None:
         runner._resume = False
         print_log(
-            f'No checkpoint in {runner.work_dir}: training starts at iteration 0. To continue a training, give its folder '
-            'as --work-dir.',
+            f'No checkpoint in {runner.work_dir}: training starts at iteration 0. To continue a training, give its '
+            'folder as --work-dir.',
             'current',
             level=logging.WARNING,
         )
@@ -150,9 +150,9 @@ class CheckpointCheckHook(Hook):
             by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
             length = f'train_cfg.{"max_epochs" if by_epoch else "max_iters"}'
             print_log(
-                f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To test '
-                f'it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the end of the '
-                'last param_scheduler; to train anew, choose another --work-dir',
+                f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To '
+                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the '
+                'end of the last param_scheduler; to train anew, choose another --work-dir',
                 'current',
                 level=logging.WARNING,
             )

@@ -101,10 +101,9 @@ def _refresh(runner: Runner, guidance: MetricGuidance, blocks: Sequence[int]) ->
             )
         moved = assignment.refresh(runner.seed)
         prompts = assignment.assignment.tolist()
-        seen = [prompt for prompt in prompts if prompt >= 0]
-        unseen = len(prompts) - len(seen)
+        unseen = sum(prompt < 0 for prompt in prompts)
         runner.logger.info(
-            f'Prompt assignment of block {block}: {len(seen)} classes on {len(set(seen))} of {len(assignment.centroids)} '
+            f'Prompt assignment of block {block}: {len(prompts) - unseen} classes on {len(assignment.centroids)} '
             f'prompts; {moved} moved' + f'; {unseen} not seen yet' * bool(unseen)
         )
         runner.logger.debug(f'Prompt assignment of block {block}: {_name_classes(runner, prompts)}')

@@ -116,8 +116,8 @@ class SafeCheckpointHook(CheckpointHook):
         metrics = metrics or {}
         if missing := [key for key in self._scores if key not in metrics]:
             raise ValueError(
-                f'default_hooks.checkpoint.save_best={missing[0]!r}: the validation gives {", ".join(metrics) or "no figures"}. '
-                'Name one of these, or set save_best=None'
+                f'default_hooks.checkpoint.save_best={missing[0]!r}: the validation gives '
+                f'{", ".join(metrics) or "no figures"}. Name one of these, or set save_best=None'
             )
         super().after_val_epoch(runner, metrics)
         if isinstance(runner._train_loop, BaseLoop) and stop_requested():
@@ -133,7 +133,8 @@ class SafeCheckpointHook(CheckpointHook):
         if not self.by_epoch and Path(str(self.last_ckpt)).name != self.filename_tmpl.format(done):
             self._save_checkpoint_with_step(runner, done, dict(epoch=runner.epoch, iter=done))
         raise KeyboardInterrupt(
-            f'Stopped after iteration {done} of {runner.max_iters}; {self._last_complete(runner) or "no checkpoint yet"}'
+            f'Stopped after iteration {done} of {runner.max_iters}; '
+            f'{self._last_complete(runner) or "there is no checkpoint yet"}'
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:

@@ -69,7 +69,9 @@ class RunRecordHook(Hook):
         earlier = _read(Path(runner.work_dir, RECORD)) if runner.iter else {}
         self._before = float(earlier.get('seconds', 0.0))
         validations = [one for one in earlier.get('validations', []) if one['iteration'] <= runner.iter]
-        kept = {key: earlier[key] for key in ('confusion', 'images', 'shown') if key in earlier and validations}
+        kept: dict[str, Any] = {
+            key: earlier[key] for key in ('confusion', 'images', 'shown') if key in earlier and validations
+        }
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         meta = runner.train_dataloader.dataset.metainfo
         self._record = dict(

@@ -14,6 +14,7 @@ import numpy as np
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -107,6 +108,7 @@ def plot_class_table(figure: Figure, models: Mapping[str, PromptAttention], clas
         figures = attention.describe()
         own = f'own prompt {figures["to_own"]:.1f} %, ' if 'to_own' in figures else ''
         axis.set(title=f'{name}: {own}{figures["bits"]:.2f} bits', xlabel='prompt')
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_yticks(range(len(order)), [f'{classes[i]} ({100 * share[i]:.1f} %)' for i in order], fontsize=8)
 
 

@@ -26,7 +26,7 @@ from .run_report import RunReport, paired_differences
 
 _GREY = '#8a8a8a'
 _LINES = ('-', '--', ':', '-.')  # beside colors: runs can be told apart in grey as well
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none',  # text stays text: it can be read out, found and copied
     'svg.hashsalt': 'mmseg_davpt',  # the same figure is the same file
     'font.family': 'sans-serif',
@@ -100,7 +100,8 @@ def _facts(runs: Sequence[RunReport]) -> list[tuple[str, list[str]]]:
 
 def _data(run: RunReport) -> str:
     validation = len(run.record.get('images', ()))
-    return f'{run.record["training_images"]} training, {validation} validation images, {len(run.record["classes"])} classes'
+    training, classes = run.record['training_images'], len(run.record['classes'])
+    return f'{training} training, {validation} validation images, {classes} classes'
 
 
 def _weights(pretrained: Any) -> str:
@@ -141,13 +142,14 @@ def _curves(runs: Sequence[RunReport]) -> list[tuple[str, Markup]]:
 
     names = {name for run in runs for name in run.scalars}
     add('Loss', 'loss', {'': [run.scalars.get('loss', ()) for run in runs]})
-    add('mIoU of the validations', 'mIoU in percent', {'': [run.scores() for run in runs]})
+    scores: list[Sequence[tuple[int, float]]] = [run.scores() for run in runs]
+    add('mIoU of the validations', 'mIoU in percent', {'': scores})
     add(
         'Learning rate of the first parameter group', 'learning rate', {'': [run.scalars.get('lr', ()) for run in runs]}
     )
     guidance = sorted(name for name in names if name.startswith('loss_guide'))
     add('Guidance terms', 'loss', {name: [run.scalars.get(name, ()) for run in runs] for name in guidance})
-    moved = [_moves(run) for run in runs]
+    moved: list[Sequence[tuple[int, float]]] = [_moves(run) for run in runs]
     add('Classes that changed their prompt, at each refresh of the assignment', 'classes', {'': moved})
     shares = sorted(name for name in names if name.startswith('own_prompt_share'))
     add('Own-prompt attention share', 'percent', {name: [run.scalars.get(name, ()) for run in runs] for name in shares})
@@ -155,9 +157,11 @@ def _curves(runs: Sequence[RunReport]) -> list[tuple[str, Markup]]:
 
 
 def _moves(run: RunReport) -> list[tuple[int, float]]:
+    """Summed over the blocks; the first assignment, before the training, moves nothing."""
     moved: dict[int, float] = {}
     for one in run.record.get('assignments', ()):
-        moved[one['iteration']] = moved.get(one['iteration'], 0) + one['moved']
+        if one['iteration'] > 0:
+            moved[one['iteration']] = moved.get(one['iteration'], 0) + one['moved']
     return sorted(moved.items())
 
 
@@ -322,4 +326,4 @@ def _svg(draw: Callable[[Figure], None], width: float, height: float) -> Markup:
         buffer = io.StringIO()
         figure.savefig(buffer, format='svg', metadata={'Date': None, 'Creator': None})
     text = re.sub(r'<metadata>.*?</metadata>', '', buffer.getvalue(), flags=re.DOTALL)
-    return Markup(text[text.index('<svg') :])  # noqa: S704  (matplotlib escapes what it writes)
+    return Markup(text[text.index('<svg') :])  # matplotlib escapes what it writes

@@ -111,6 +111,8 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
         for line in lines:
             for name, value in line.items():
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                if name in ('time', 'data_time') and 'loss' not in line:
+                    continue  # of a validation
                 if name not in ('step', 'iter', 'epoch') and number and math.isfinite(value) and 'step' in line:
                     points.setdefault(name, {})[int(line['step'])] = float(value)
     return {name: sorted(values.items()) for name, values in points.items() if values}

@@ -73,7 +73,7 @@ class TestScreen:
         assert any(name.startswith('best_mIoU_iter_') for name in names)
 
     def test_assignments_are_counted(self, trained):
-        found = re.findall(r'Prompt assignment of block 5: (\d+) classes on (\d) of 3 prompts; (\d+) moved', trained[2])
+        found = re.findall(r'Prompt assignment of block 5: (\d+) classes on 3 prompts; (\d+) moved', trained[2])
         assert len(found) == 2
         assert '[' not in ''.join(re.findall(r'Prompt assignment.*', trained[2]))
 

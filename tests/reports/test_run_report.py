@@ -182,7 +182,8 @@ class TestBrowser:
         probe = """
 <script>
 const slide = document.querySelector('.slide'), range = slide.querySelector('input'), seen = [];
-const shown = () => [...slide.querySelectorAll('img')].filter((i) => i.offsetHeight > 0).map((i) => i.dataset.kind).join();
+const views = [...slide.querySelectorAll('img')];
+const shown = () => views.filter((view) => view.offsetHeight > 0).map((view) => view.dataset.kind).join();
 range.focus();
 seen.push(document.activeElement === range && range.tabIndex >= 0, shown());
 for (let step = 0; step < 2; step++) {
