@@ -54,7 +54,16 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None, work
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(path).stem))
     fit_loaders(cfg)
+    _end_schedules(cfg)
     return cfg
+
+
+def _end_schedules(cfg: Config) -> None:
+    """Let schedules without an end last as long as the training; mmengine refuses those that would begin behind it."""
+    length = (cfg.get('train_cfg') or {}).get('max_iters')
+    for part in cfg.get('param_scheduler') or []:
+        if length is not None and isinstance(part, dict) and not part.get('by_epoch', True):
+            part.setdefault('end', max(length, part.get('begin', 0) + 1))
 
 
 def enable_amp(cfg: Config) -> None:
