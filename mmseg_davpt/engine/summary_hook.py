@@ -58,7 +58,7 @@ class RunSummaryHook(Hook):
     ) -> None:
         """Move the progress line."""
         if self._bar is not None:
-            figures = {} if outputs is None or 'loss' not in outputs else {'loss': f'{float(outputs["loss"]):.3f}'}
+            figures = {} if outputs is None or 'loss' not in outputs else {'loss': f'{outputs["loss"].item():.3f}'}
             if scores := [one.metrics['mIoU'] for one in self._validations if 'mIoU' in one.metrics]:
                 figures['mIoU'] = f'{scores[-1]:.2f}'
             self._bar.set_postfix(figures, refresh=False)

@@ -1,5 +1,6 @@
 """A training as a user sees it: screen, log file, ctrl-C, visual backends, and what a run leaves in its folder."""
 
+import io
 import json
 import logging
 import os
@@ -259,3 +260,19 @@ def test_a_score_that_the_validation_lacks_is_named(tmp_path):
     hook = SafeCheckpointHook(by_epoch=False, interval=1, save_best='mIoU')
     with pytest.raises(ValueError, match=r"save_best='mIoU': the validation gives mDice"):
         hook.after_val_epoch(None, dict(mDice=1.0))
+
+
+def test_a_terminal_has_a_progress_line_with_the_time_left(tmp_path, monkeypatch):
+    """Under the lines of the log; the log file has none of it."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    monkeypatch.setattr(sys, 'stdout', screen)
+    _, _, log = train(tmp_path, iterations=3, hooks=[RunSummaryHook()])
+    bars = re.findall(r'3/3 \[\d\d:\d\d<\d\d:\d\d, .*loss=[\d.]+', screen.getvalue())
+    assert bars, screen.getvalue()[-500:]
+    assert 'Iter(train) [2/3]' in screen.getvalue()
+    assert not re.search(r'\[\d\d:\d\d<', '\n'.join(log))
