@@ -13,7 +13,7 @@ FLOORS = [
     {'models'},
     {'reports'},
     {'engine'},
-    {'apis'},
+    {'apis', 'export'},
 ]
 
 
