@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..models import PromptedViT
+from ..tuning import DeepPrompts
 from ..tuning.attention import JoinedPrompts
 from ..tuning.block import TunedBlock
 
@@ -62,11 +63,10 @@ class SegmentationGraph(nn.Module):
             _replace_pooling(head)
         self.normalize = normalize
         preprocessor = model.data_preprocessor
-        normalises = normalize and bool(preprocessor._enable_normalize)
-        self.register_buffer('mean', preprocessor.mean.clone() if normalises else torch.zeros(3, 1, 1))
-        self.register_buffer('std', preprocessor.std.clone() if normalises else torch.ones(3, 1, 1))
-        # mmseg reads BGR. What converts it wants RGB; what does not wants BGR.
-        self.reverse_channels = normalize and not preprocessor._channel_conversion
+        self.register_buffer('mean', preprocessor.mean if preprocessor._enable_normalize else torch.zeros(3, 1, 1))
+        self.register_buffer('std', preprocessor.std if preprocessor._enable_normalize else torch.ones(3, 1, 1))
+        # mmseg reads BGR: a preprocessor that exchanges channels feeds RGB to the backbone, another one BGR.
+        self.channels = 'RGB' if preprocessor._channel_conversion else 'BGR'
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits.
@@ -78,7 +78,7 @@ class SegmentationGraph(nn.Module):
             ``(B, C, H, W)``.
         """
         if self.normalize:
-            images = images.flip(1) if self.reverse_channels else images
+            images = images if self.channels == 'RGB' else images.flip(1)
             images = (images - self.mean) / self.std
         logits = self.decode_head(self.neck(self.backbone(images)))
         return interpolate(logits, images.shape[-2:], mode='bilinear', align_corners=self.align_corners)
@@ -132,8 +132,9 @@ def _fold_prompts(backbone: PromptedViT) -> nn.ModuleDict:
             continue
         for position, method in enumerate(block.methods):
             if (joined := method.join(block)) is not None:
-                constants = FoldedPrompts(joined)
-                folded[str(index)] = block.methods[position] = constants
+                folded[str(index)] = block.methods[position] = FoldedPrompts(joined)
+    for name in [name for name, method in backbone.tuned.items() if isinstance(method, DeepPrompts)]:
+        del backbone.tuned[name]  # nothing reads it any more
     return folded
 
 

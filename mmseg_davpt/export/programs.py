@@ -95,19 +95,21 @@ def describe(model: EncoderDecoder, graph: SegmentationGraph, size: Sequence[int
     """What a program without this package needs to know.
 
     Returns:
-        ``classes`` and ``palette``; ``mask_ids``, the id of each class in a mask file of the dataset; ``input``, a
-        sentence; ``size``, (height, width) or ``None``; ``patch_size``.
+        ``classes`` and ``palette``; ``mask_ids``, the id of each class in a mask file of the dataset; ``size``,
+        (height, width) or ``None`` for any multiple of ``patch_size``; ``channels``, the order of the input's channels;
+        ``mean`` and ``std`` in pixel values that the caller must normalise with, ``None`` if the program does it.
     """
     meta: Mapping[str, Any] = getattr(model, 'dataset_meta', None) or {}
-    pixels = 'RGB, 0 to 255' if graph.normalize else 'normalised as the backbone expects'
     classes = [str(name) for name in meta.get('classes') or range(model.decode_head.num_classes)]
     return dict(
         classes=classes,
         palette=np.asarray(meta.get('palette') or []).tolist(),
         mask_ids=file_ids({**meta, 'classes': classes}).tolist(),
-        input=f'float32, (batch, 3, height, width), {pixels}',
         size=None if size is None else list(size),
         patch_size=list(graph.patch_size),
+        channels='RGB' if graph.normalize else graph.channels,
+        mean=None if graph.normalize else graph.mean.flatten().tolist(),
+        std=None if graph.normalize else graph.std.flatten().tolist(),
     )
 
 
