@@ -13,7 +13,7 @@ FLOORS = [
     {'models'},
     {'reports', 'tasks'},
     {'engine'},
-    {'apis'},
+    {'apis', 'export'},
     {'__main__'},
 ]
 

@@ -195,8 +195,8 @@ class JoinedPrompts:
 
     def attend(self, attention: TunedAttention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Attention of all queries to prompts and tokens, ``(B, H, T + N, d)``."""
-        k = torch.cat([self.keys.to(k.dtype).expand(len(k), -1, -1, -1), k], dim=2)
-        v = torch.cat([self.values.to(v.dtype).expand(len(v), -1, -1, -1), v], dim=2)
+        k = torch.cat([self.keys.to(k.dtype).expand(k.shape[0], -1, -1, -1), k], dim=2)
+        v = torch.cat([self.values.to(v.dtype).expand(v.shape[0], -1, -1, -1), v], dim=2)
         bias = None if bias is None else F.pad(bias, (self.keys.shape[-2], 0))
         return attention.attend(q, k, v, bias)
 
@@ -232,7 +232,7 @@ class GatedPrompts(JoinedPrompts):
     def _attend_to_prompts(self, attention: TunedAttention, q: Tensor) -> Tensor:
         """``softmax(Q K_p^T / sqrt(d)) g V_p``, ``(B, H, T + N, d)``."""
         out = self.weights(attention, q) @ self.values.to(q.dtype)
-        return out.unflatten(1, (len(q), -1)).transpose(0, 1)
+        return out.unflatten(1, (q.shape[0], -1)).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class ResidualValues(JoinedPrompts):
 
     def _mix_values(self, attention: TunedAttention, q: Tensor) -> Tensor:
         out = self.weights(attention, q).mean(dim=0) @ self.values.to(q.dtype)
-        return out.unflatten(0, (len(q), -1))
+        return out.unflatten(0, (q.shape[0], -1))
 
 
 def recomputed(function: Callable[[TunedAttention, Tensor], Tensor], attention: TunedAttention, q: Tensor) -> Tensor:

@@ -242,7 +242,7 @@ class ShallowPrompts(TuningMethod):
         if not self.active:
             return None
         x, prefix = args[0], self.prefix_length
-        prompts = F.dropout(self.tokens['0'], self.dropout, self.training).to(x.dtype).expand(len(x), -1, -1)
+        prompts = F.dropout(self.tokens['0'], self.dropout, self.training).to(x.dtype).expand(x.shape[0], -1, -1)
         return (torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), *args[1:])
 
     @contextmanager
