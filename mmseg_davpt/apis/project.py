@@ -144,6 +144,7 @@ def _short(cfg: Config, work_dir: str) -> Config:
     for part in ('val', 'test'):
         for key in (f'{part}_dataloader', f'{part}_cfg', f'{part}_evaluator'):
             cfg[key] = None
+    cfg.visualizer = dict(type='SegLocalVisualizer', vis_backends=[], name='probe')  # one per name and process
     cfg.default_hooks = dict(timer=dict(type='IterTimerHook'), checkpoint=None)
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False, timeout=0)
     hooks: list[Any] = list(cfg.get('custom_hooks') or [])

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, batch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS
 from mmseg.registry import MODELS
 from small_configs import shrink
 
@@ -110,3 +111,22 @@ def test_it_trains(migrated, tmp_path):
     for name, value in model.named_parameters():
         assert value.isfinite().all(), name
         assert torch.equal(value, before[name]) == name.startswith('backbone.trunk.'), name
+
+
+def test_the_snippet_for_projects_with_own_lists_appends(tmp_path):
+    """docs/usage.md: what the project had stays, in its order; all hooks of this package are known."""
+    snippet = next(
+        block
+        for block in re.findall(r'```python\n(.*?)```', (ROOT / 'docs/usage.md').read_text(), re.S)
+        if '*_base_' in block
+    )
+    (tmp_path / 'project.py').write_text(
+        "custom_imports = dict(imports=['json'], allow_failed_imports=False)\n"
+        "custom_hooks = [dict(type='EMAHook', momentum=0.01), dict(type='EmptyCacheHook')]\n"
+    )
+    (tmp_path / 'mine.py').write_text(f"_base_ = 'project.py'\n{snippet}")
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    assert cfg.custom_imports == dict(imports=['json', 'mmseg_davpt'], allow_failed_imports=False)
+    assert cfg.custom_hooks[:2] == Config.fromfile(tmp_path / 'project.py').custom_hooks
+    assert len(cfg.custom_hooks) > 2 and all(hook.type in HOOKS for hook in cfg.custom_hooks)
+    assert all(f"type='{hook.type}'" in (ROOT / 'docs/usage.md').read_text() for hook in cfg.custom_hooks[2:])
