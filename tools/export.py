@@ -1,4 +1,4 @@
-"""Export a segmentor: python tools/export.py CONFIG CHECKPOINT --to full|timm|onnx|torch --out FILE"""
+"""Export a segmentor: python tools/export.py CONFIG CHECKPOINT --to full|task|timm|onnx|torch --out FILE"""
 
 import argparse
 
@@ -7,14 +7,14 @@ from mmseg_davpt.apis.command_line import DictAction
 
 from mmseg_davpt.apis import load_config
 from mmseg_davpt.apis.inference import load_segmentor
-from mmseg_davpt.export import export_onnx, export_torch, save_full, save_timm
+from mmseg_davpt.export import export_onnx, export_torch, save_full, save_task, save_timm
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Export a segmentor')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--to', choices=['full', 'timm', 'onnx', 'torch'], required=True, help='what to write')
+    parser.add_argument('--to', choices=['full', 'task', 'timm', 'onnx', 'torch'], required=True, help='what to write')
     parser.add_argument('--out', required=True, help='file to write')
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='onnx, torch: size of the images')
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.to in ('onnx', 'torch') and not (args.size or args.dynamic):
         parser.error(f'--to {args.to} needs --size H W or --dynamic')
-    if args.to in ('full', 'timm') and (args.size or args.dynamic or args.no_normalize):
+    if args.to in ('full', 'task', 'timm') and (args.size or args.dynamic or args.no_normalize):
         parser.error(f'--size, --dynamic and --no-normalize do not go with --to {args.to}')
     return args
 
@@ -36,6 +36,8 @@ def main() -> None:
     model = load_segmentor(cfg, args.checkpoint, trust_checkpoint=args.trust_checkpoint)
     if args.to == 'full':
         save_full(model, cfg, args.out)
+    elif args.to == 'task':
+        save_task(model, cfg, args.out)
     elif args.to == 'timm':
         print(f'Load it with: {save_timm(model.backbone, args.out)}')
     else:

@@ -1,4 +1,4 @@
-"""Segmentors as weight files: a full checkpoint, or a trunk for timm."""
+"""Segmentors as weight files: a full checkpoint, a task file, or a trunk for timm."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mmseg.models.segmentors import EncoderDecoder
 from safetensors.torch import save_file
 
 from ..models import PromptedViT
+from ..tasks import describe_task, task_backbone, task_state, write_task
 from ..version import __version__
 
 
@@ -39,6 +40,24 @@ def save_full(model: EncoderDecoder, cfg: Config, out: str | Path) -> None:
     partial = _partial(out)
     torch.save(dict(meta=meta, state_dict=state), partial)
     partial.replace(out)
+
+
+def save_task(model: EncoderDecoder, cfg: Config, out: str | Path) -> None:
+    """Write a task file: everything but the frozen trunk.
+
+    Args:
+        model: The segmentor, with its weights and ``dataset_meta``.
+        cfg: Its config.
+        out: File to write, ``NAME.task.safetensors``.
+
+    Raises:
+        TaskFileError: The task cannot be kept in a file; see :class:`~mmseg_davpt.engine.TaskFileHook`.
+        WeightsError: The trunk's weights were never loaded.
+    """
+    backbone = task_backbone(model)
+    fingerprint = backbone.fingerprint()
+    info = describe_task(cfg, model.dataset_meta, model, fingerprint)
+    write_task(out, info, task_state(backbone, model.state_dict(), fingerprint))
 
 
 def save_timm(backbone: PromptedViT, out: str | Path) -> str:

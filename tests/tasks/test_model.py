@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from small_tasks import make_task, save_trunk, state_of, task_cfg
 
 from mmseg_davpt import WeightsError
-from mmseg_davpt.apis.task_conversion import task_from_checkpoint
+from mmseg_davpt.apis.inference import load_segmentor
+from mmseg_davpt.export import save_task
 from mmseg_davpt.tasks import read_info, read_task
 from mmseg_davpt.tasks.model import build_task, share_trunk
 from mmseg_davpt.tuning import TUNING_METHODS
@@ -180,7 +181,7 @@ def test_a_full_checkpoint_becomes_a_task_file(name, trunk, tmp_path):
     info = read_info(tmp_path / 'a.task.safetensors')
     meta = dict(classes=info.classes, palette=[list(color) for color in info.palette])
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=meta)), tmp_path / 'full.pth')
-    task_from_checkpoint(cfg, tmp_path / 'full.pth', tmp_path / 'b.task.safetensors')
+    save_task(load_segmentor(cfg, tmp_path / 'full.pth'), cfg, tmp_path / 'b.task.safetensors')
     first, again = (read_task(tmp_path / f'{file}.task.safetensors') for file in 'ab')
     assert first[0].trunk == again[0].trunk
     assert first[1].keys() == again[1].keys()
