@@ -6,10 +6,12 @@ compat.apply()  # before anything imports torchvision, mmseg, or builds a Runner
 
 # ruff: noqa: E402
 from . import datasets
+from .apis.segmenter import Segmentation, TaskSegmenter
 from .engine import PromptAssignmentHook
 from .guidance import MetricGuidance, ProxyAnchorLoss, class_prototypes, patch_class_fractions
 from .models import PromptedEncoderDecoder, PromptedViT
 from .reports import count_parameters, format_report
+from .tasks import TaskFileError
 from .tuning import TUNING_METHODS, TuningMethod
 from .version import __version__
 from .weights import WeightsError
@@ -21,6 +23,9 @@ __all__ = [
     'PromptedEncoderDecoder',
     'PromptedViT',
     'ProxyAnchorLoss',
+    'Segmentation',
+    'TaskFileError',
+    'TaskSegmenter',
     'TuningMethod',
     'WeightsError',
     '__version__',

@@ -6,16 +6,24 @@ before a Runner is built. A shim that the environment does not need does nothing
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
+import io
+import logging
 import pickle
 import sys
 import types
 import warnings
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
+
+# Where OpenMMLab's packages keep configs and command lines; links in a checkout, copies in a wheel.
+MIM = Path(__file__).parent / '.mim'
 
 # The operators that a fragment defines disappear with it.
 _libraries: list[torch.library.Library] = []
@@ -39,8 +47,12 @@ def apply() -> None:
     _require_openmmlab()
     _repair_torchvision()
     _name_mmseg_fork()
+    _find_own_configs()
+    _let_tuning_replace_a_preset()
     _stub_mmcv_ops()
     _allow_upstream_checkpoints()
+    _silence_warnings()
+    _silence_mmseg_import()
 
 
 def _require_openmmlab() -> None:
@@ -96,6 +108,67 @@ def _name_mmseg_fork() -> None:
         utils.MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 
 
+def _find_own_configs() -> None:
+    """Make ``_base_ = 'mmseg_davpt::NAME.py'`` find the configs of this package.
+
+    Reason: mmengine has a fixed table of packages, refuses names without a folder, and would build every part of such a
+    config from a registry of the package's name, which does not exist: all parts are in mmseg's.
+    End: when packages can register their configs with mmengine.
+    """
+    from mmengine.config import Config
+
+    find = Config._get_cfg_path
+    if getattr(find, 'finds_own_configs', False):
+        return
+
+    def find_config(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        package, _, name = cfg_path.partition('::')
+        return (str(own_config(name)), None) if package == 'mmseg_davpt' else find(cfg_path, filename)
+
+    find_config.finds_own_configs = True  # type: ignore[attr-defined]
+    Config._get_cfg_path = staticmethod(find_config)
+
+
+def own_config(name: str) -> Path:
+    """Path of a config of this package.
+
+    Args:
+        name: Path below ``configs/``, such as ``davpt_upernet_ade20k.py``.
+
+    Raises:
+        FileNotFoundError: There is no such config; the message lists those with similar names.
+    """
+    folder = MIM / 'configs'
+    if (path := folder / name).is_file():
+        return path
+    known = [path.relative_to(folder).as_posix() for path in sorted(folder.glob('**/*.py'))]
+    known = [path for path in known if not path.startswith('_base_')]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    raise FileNotFoundError(f'no config mmseg_davpt::{name}; known are {", ".join(close or known)}')
+
+
+def _let_tuning_replace_a_preset() -> None:
+    """Let ``tuning=dict(...)`` replace the string of a base config without ``_delete_=True``.
+
+    Reason: mmengine merges a dict only into a dict. A preset has nothing to merge with.
+    End: when mmengine lets a dict replace a value of another type.
+    """
+    from mmengine.config import Config, ConfigDict
+
+    merge = Config._merge_a_into_b
+    if getattr(merge, 'replaces_presets', False):
+        return
+
+    def merge_configs(a: dict[str, Any], b: Any, allow_list_keys: bool = False) -> Any:
+        if isinstance(b, dict) and isinstance(a.get('tuning'), dict) and isinstance(b.get('tuning'), str):
+            b = b.copy()
+            b['tuning'] = ConfigDict()
+        return merge(a, b, allow_list_keys)
+
+    merge_configs.replaces_presets = True  # type: ignore[attr-defined]
+    Config._merge_a_into_b = staticmethod(merge_configs)
+
+
 def _stub_mmcv_ops() -> None:
     """Let upstream mmseg import beside mmcv-lite, which has no compiled operators.
 
@@ -131,6 +204,54 @@ def _allow_upstream_checkpoints() -> None:
     if not installed('mmengine') or not hasattr(torch.serialization, 'add_safe_globals'):
         return
     torch.serialization.add_safe_globals(checkpoint_types())
+
+
+# Starts of warnings about which users of this project can do nothing -> why.
+_SILENT_WARNINGS = {
+    r'Fail to import ``MultiScaleDeformableAttention``': 'mmcv-lite has no operators; heads that need them say so',
+    r'The draw is False, it means that the': 'pictures are off in every training; tools/test.py --show-dir draws them',
+    r'Default ``avg_non_ignore`` is False': "mmseg's default, which its own configs and results use",
+}
+_SILENT_LINES = {
+    '"FileClient" will be deprecated': "mmengine's own CheckpointHook uses it",
+    '"HardDiskBackend" is the alias': "mmengine's own CheckpointHook uses it",
+    'The prefix is not set in metric class': 'mIoU is called mIoU; a prefix would rename it in every table',
+}
+
+
+def _silence_warnings() -> None:
+    """Drop warnings of dependencies about which a user can do nothing.
+
+    Reason: they come before every training, from code that no config changes; each of ``_SILENT_WARNINGS`` says why.
+    End: when mmcv and mmseg no longer warn.
+    """
+    for start in _SILENT_WARNINGS:
+        warnings.filterwarnings('ignore', message=start, category=UserWarning)
+
+
+def _silence_mmseg_import() -> None:
+    """Import mmseg's datasets without the line ``Could not import OneDL``; print what else they print.
+
+    Reason: the fork prints it twice where an optional package for remote data is missing, which nothing here uses.
+    End: when the fork logs it, as it means to: it names the level DEBUG, but no logger.
+    """
+    if 'mmseg.datasets' in sys.modules:
+        return
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        importlib.import_module('mmseg.datasets')
+    for line in printed.getvalue().splitlines():
+        if line != 'Could not import OneDL':
+            print(line)
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether a record of mmengine's logger says something that a user can act on; a filter for its handlers.
+
+    Reason: deprecation warnings about calls that mmengine makes itself; each of ``_SILENT_LINES`` says why.
+    End: when mmengine no longer makes these calls.
+    """
+    return not record.getMessage().startswith(tuple(_SILENT_LINES))
 
 
 # What HistoryBuffer registers as statistics. Not read from its table, to which a checkpoint adds.

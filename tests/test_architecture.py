@@ -7,13 +7,14 @@ from conftest import ROOT
 
 PACKAGE = ROOT / 'mmseg_davpt'
 FLOORS = [
-    {'options'},
+    {'options', 'files'},
     {'compat', 'version', 'trunks', 'guidance', 'datasets'},
     {'weights', 'tuning'},
     {'models'},
-    {'reports'},
+    {'reports', 'tasks'},
     {'engine'},
     {'apis'},
+    {'__main__'},
 ]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from foreign_formats import hostile_objects
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
 from mmseg_davpt import compat
@@ -106,3 +107,33 @@ def test_bounded_getattr_serves_one_class(name):
     assert compat.bounded_getattr(HistoryBuffer, name) is getattr(HistoryBuffer, name)
     with pytest.raises(pickle.UnpicklingError):
         compat.bounded_getattr(type('Other', (HistoryBuffer,), {}), name)
+
+
+def test_own_configs_are_found(tmp_path):
+    """In mmseg's scope, not in one of the package's name, whose registries do not exist."""
+    (tmp_path / 'c.py').write_text("_base_ = 'mmseg_davpt::paper/vpt_vit-l16_setr-pup_160k_ade20k-512x512.py'")
+    cfg = Config.fromfile(tmp_path / 'c.py')
+    expected = Config.fromfile(ROOT / 'configs/paper/vpt_vit-l16_setr-pup_160k_ade20k-512x512.py')
+    assert cfg.to_dict() == expected.to_dict()
+
+
+def test_an_unknown_own_config_names_similar_ones(tmp_path):
+    (tmp_path / 'c.py').write_text("_base_ = ['mmseg_davpt::davpt_upernet_ade.py']")
+    with pytest.raises(FileNotFoundError, match=r'no config mmseg_davpt::davpt_upernet_ade\.py; known are davpt_uper'):
+        Config.fromfile(tmp_path / 'c.py')
+
+
+def test_tuning_replaces_a_preset(tmp_path):
+    """mmengine raises a TypeError when a dict meets the string of a base config."""
+    (tmp_path / 'base.py').write_text("model = dict(backbone=dict(tuning='davpt_gated', depth=3))")
+    (tmp_path / 'dict.py').write_text("_base_ = 'base.py'\nmodel = dict(backbone=dict(tuning=dict(lora=dict(rank=4))))")
+    (tmp_path / 'more.py').write_text("_base_ = 'dict.py'\nmodel = dict(backbone=dict(tuning=dict(bias=True)))")
+    (tmp_path / 'old.py').write_text(
+        "_base_ = 'base.py'\nmodel = dict(backbone=dict(tuning=dict(_delete_=True, bias=True)))"
+    )
+    expected = dict(dict=dict(lora=dict(rank=4)), more=dict(lora=dict(rank=4), bias=True), old=dict(bias=True))
+    for name, tuning in expected.items():
+        assert Config.fromfile(tmp_path / f'{name}.py').model.backbone == dict(tuning=tuning, depth=3)
+    cfg = Config.fromfile(tmp_path / 'base.py')
+    cfg.merge_from_dict({'model.backbone.tuning.lora.rank': 2})
+    assert cfg.model.backbone.tuning == dict(lora=dict(rank=2))

@@ -13,12 +13,18 @@ from mmseg_davpt.datasets.image_files import MAX_PIXELS
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Segment images: index masks and overlays')
+    parser = argparse.ArgumentParser(description='Segment images: index masks, overlays and scores')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('images', nargs='+', help='images or folders of images')
-    parser.add_argument('--out', default='predictions', help='folder for masks/ and overlays/')
+    parser.add_argument('images', nargs='+', help='images, or folders that are searched with all subfolders')
+    parser.add_argument('--out', default='predictions', help='folder for masks/, overlays/ and scores/')
     parser.add_argument('--opacity', type=float, default=0.5, help='opacity of the classes in an overlay, 0 to 1')
+    parser.add_argument('--no-legend', action='store_true', help='no names of classes below the overlays')
+    parser.add_argument('--palette', action='store_true', help='masks that viewers show in the colors of the classes')
+    parser.add_argument(
+        '--scores', action='store_true', help='also write the probability of each class chosen, 0 to 255'
+    )
+    parser.add_argument('--batch-size', type=int, default=1, help='images of the same size that run at once')
     parser.add_argument(
         '--max-pixels', type=int, default=MAX_PIXELS, help='largest image (default: %(default)s pixels)'
     )
@@ -31,7 +37,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
-    images = find_images(args.images)
+    images = find_images(args.images, skip=args.out)
     failed = segment_images(
         cfg,
         args.checkpoint,
@@ -41,8 +47,13 @@ def main() -> None:
         device=args.device,
         max_pixels=args.max_pixels,
         trust_checkpoint=args.trust_checkpoint,
+        batch_size=args.batch_size,
+        palette=args.palette,
+        scores=args.scores,
+        legend=not args.no_legend,
     )
-    print(f'{len(images) - len(failed)} of {len(images)} images segmented: {args.out}/masks, {args.out}/overlays')
+    folders = ['masks', 'overlays', *(['scores'] if args.scores else [])]
+    print(f'{len(images) - len(failed)} of {len(images)} images segmented: {args.out}/{{{",".join(folders)}}}')
     if failed:
         raise SystemExit('Not segmented:\n' + '\n'.join(f'  {path}: {why}' for path, why in failed.items()))
 

@@ -1,9 +1,10 @@
 """Train a model: python tools/train.py configs/davpt_upernet_ade20k.py"""
 
 import argparse
+import shlex
+import sys
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
-from mmengine.runner import Runner
 
 from mmseg_davpt.apis import (
     checked_checkpoints,
@@ -15,6 +16,7 @@ from mmseg_davpt.apis import (
 )
 from mmseg_davpt.apis.checks import check_config
 from mmseg_davpt.apis.command_line import DictAction
+from mmseg_davpt.engine import RunSummaryHook, TrainingRunner, stoppable
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,11 +39,22 @@ def main() -> None:
     if args.amp:
         enable_amp(cfg)
     cfg.resume = args.resume or cfg.get('resume', False)
-    with exclusive_work_dir(cfg.work_dir, args.launcher), explained_worker_errors():
+    with exclusive_work_dir(cfg.work_dir, args.launcher), explained_worker_errors(), stoppable():
         prepare_launcher(cfg, args.launcher)
-        runner = Runner.from_cfg(cfg)
+        runner = TrainingRunner.from_cfg(cfg)
+        runner.register_hook(RunSummaryHook())
         with checked_checkpoints(runner, args.trust_checkpoint):
-            runner.train()
+            try:
+                runner.train()
+            except KeyboardInterrupt as interrupt:
+                print(f'\n{interrupt or "Stopped at once"}\nContinue: {resume_command()}', flush=True)
+                raise SystemExit(130) from None  # as shells report a process that ctrl-C has ended
+
+
+def resume_command() -> str:
+    """This command, with --resume; tools/dist_train.sh has started a launcher with it."""
+    options = sys.argv if '--resume' in sys.argv else [*sys.argv[:2], '--resume', *sys.argv[2:]]
+    return shlex.join(['python', *options]) if '--launcher' not in sys.argv else 'the same command with --resume'
 
 
 if __name__ == '__main__':

@@ -54,7 +54,7 @@ def main() -> None:
         files.append((args.compare_config or args.config, args.compare))
     configs = [load_config(config, args.cfg_options) for config, _ in files]
     check_data_roots(configs[0])
-    images, out = find_images(args.images), Path(args.out)
+    images, out = find_images(args.images, skip=args.out), Path(args.out)
     models = {}
     for cfg, (_, file), name in zip(configs, files, args.names or ('checkpoint', 'compared')):
         models[name] = load_segmentor(cfg, file, args.device, args.trust_checkpoint)
@@ -69,13 +69,13 @@ def main() -> None:
         draw_class_table(tables, classes, out / f'classes_block{block}.png')
         spaces = {name: prompt_space(model, islice(loader, args.batches), block) for name, model in models.items()}
         draw_prompt_space(spaces, classes, out / f'space_block{block}.png', args.projection)
-        for path in images:
+        for path, place in images.items():
             panels = {}
             for name, model in models.items():
                 picture, inputs = read_image(model, path)
                 (maps,) = attention_maps(model, inputs, [block]).values()
                 panels[name] = maps[0], prompt_titles(len(maps[0]), tables[name].assignment, classes)
-            draw_prompt_maps(picture, panels, out / f'{path.stem}_block{block}.png')
+            draw_prompt_maps(picture, panels, out / place.with_name(f'{place.stem}_block{block}.png'))
     print(f'Figures: {out}')
 
 

@@ -12,14 +12,18 @@ from typing import Any
 from mmengine.config import Config
 
 PLACES = ('data_root', 'work_dir')  # keys whose values do not count
+# What only writes about a run, and came after rows were stored: with and without it the run is the same.
+OBSERVERS = ('RunRecordHook', 'PromptAttentionHook', 'PictureGridHook')
+RECORD_KEYS = ('save_best',)
 
 
 def config_hash(cfg: Config) -> str:
     """Eight hex digits that tell configs apart.
 
-    The whole config counts, as nested data, with three exceptions. The values of ``data_root`` and ``work_dir`` do not
+    The whole config counts, as nested data, with four exceptions. The values of ``data_root`` and ``work_dir`` do not
     count, nor does the ``data_root`` at the start of another path. A ``pretrained`` file counts by its content, not by
-    its path; ``True``, ``False`` and the path of a missing file count as they are.
+    its path; ``True``, ``False`` and the path of a missing file count as they are. Hooks that only record the run
+    (``OBSERVERS``) and the choice of a best checkpoint (``RECORD_KEYS``) do not count.
 
     Args:
         cfg: The config of one run.
@@ -44,9 +48,10 @@ def _values_of(key: str, value: Any) -> Iterator[Any]:
 def _comparable(value: Any, key: str, roots: list[str]) -> Any:
     """The value as JSON can hold it, without places; ``key`` is the one that it is found under."""
     if isinstance(value, dict):
-        return {str(name): _comparable(item, str(name), roots) for name, item in value.items() if name not in PLACES}
+        left_out = PLACES + RECORD_KEYS
+        return {str(name): _comparable(item, str(name), roots) for name, item in value.items() if name not in left_out}
     if isinstance(value, (list, tuple)):
-        return [_comparable(item, key, roots) for item in value]
+        return [_comparable(item, key, roots) for item in value if not _observes(item)]
     if value is None or isinstance(value, (bool, int, float)):
         return value
     text = str(value)
@@ -57,6 +62,10 @@ def _comparable(value: Any, key: str, roots: list[str]) -> Any:
         if Path(root).is_absolute() and Path(text).is_relative_to(root):
             return f'data_root/{Path(text).relative_to(root)}'
     return text
+
+
+def _observes(value: Any) -> bool:
+    return isinstance(value, dict) and value.get('type') in OBSERVERS
 
 
 @functools.lru_cache

@@ -11,6 +11,9 @@ custom_hooks = [
     dict(type='ParamReportHook'),
     dict(type='PromptAssignmentHook', num_batches=200),  # does nothing without guidance
     dict(type='TrainingGuardHook'),  # stops at inf and nan, and names the images
+    dict(type='RunRecordHook'),  # writes what tools/report.py shows
+    dict(type='PromptAttentionHook'),  # logs the own-prompt attention share
+    dict(type='PictureGridHook', loop='val'),  # pictures for TensorBoard and the like
 ]
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')

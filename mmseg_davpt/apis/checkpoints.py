@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, CheckpointLoader, Runner
+from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
+from ..models.prompted_vit import FINGERPRINT
+from ..tasks import is_task_file, task_checkpoint
+from ..tasks.file import SCHEME, TRUNK
 from ..weights.checkpoints import (
     load_checkpoint,
     newest_checkpoint,
@@ -23,6 +26,20 @@ from ..weights.checkpoints import (
     tensors_of,
 )
 from ..weights.formats import WeightsError
+
+
+def read_checkpoint(path: str | Path, trust: bool = False) -> dict[str, Any]:
+    """Read a checkpoint or a task file.
+
+    Args:
+        path: The file; its content decides which of them it is.
+        trust: See :func:`safe_checkpoints`. It changes nothing for task files.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        WeightsError: It is damaged, or cannot be read safely.
+    """
+    return task_checkpoint(path) if is_task_file(path) else load_checkpoint(path, trust)
 
 
 @contextmanager
@@ -38,7 +55,7 @@ def safe_checkpoints(trust: bool = False) -> Iterator[None]:
     loaders = dict(CheckpointLoader._schemes)
 
     def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
-        return load_checkpoint(filename, trust)  # on the CPU: whatever takes the values copies them to its device
+        return read_checkpoint(filename, trust)  # on the CPU: whatever takes the values copies them to its device
 
     def load_from_elsewhere(filename: str, map_location: Any = None) -> dict[str, Any]:
         raise WeightsError(
@@ -49,7 +66,8 @@ def safe_checkpoints(trust: bool = False) -> Iterator[None]:
     if not trust:
         for prefix in loaders:
             CheckpointLoader.register_scheme(prefix, load_from_elsewhere, force=True)
-    CheckpointLoader.register_scheme('', load_from_file, force=True)
+    for prefix in ('', SCHEME):
+        CheckpointLoader.register_scheme(prefix, load_from_file, force=True)
     try:
         yield
     finally:
@@ -88,7 +106,10 @@ def _choose_checkpoint(runner: Runner, trust: bool) -> None:
     elif runner._load_from is None:
         runner._resume = False
         print_log(
-            f'No checkpoint in {runner.work_dir}: training starts at iteration 0.', 'current', level=logging.WARNING
+            f'No checkpoint in {runner.work_dir}: training starts at iteration 0. To continue a training, give its '
+            'folder as --work-dir.',
+            'current',
+            level=logging.WARNING,
         )
     elif next(Path(runner.work_dir).glob('*_*.pth'), None) is not None:
         print_log(
@@ -104,8 +125,8 @@ def require_complete(model: nn.Module, checkpoint: str | Path, trust: bool = Fal
 
     Args:
         model: The segmentor.
-        checkpoint: A checkpoint of the whole model. The guidance may be missing: inference does not need it. A prefix
-            ``module.`` of a wrapped model is ignored, as mmengine does.
+        checkpoint: A checkpoint of the whole model, or a task file. The guidance may be missing: inference does not
+            need it. A prefix ``module.`` of a wrapped model is ignored, as mmengine does.
         trust: See :func:`safe_checkpoints`.
 
     Raises:
@@ -114,13 +135,27 @@ def require_complete(model: nn.Module, checkpoint: str | Path, trust: bool = Fal
             names some.
         WeightsError: The file is damaged or cannot be read safely.
     """
-    require_tensors(inference_state(model), tensors_of(load_checkpoint(checkpoint, trust)), str(checkpoint))
+    tensors = tensors_of(read_checkpoint(checkpoint, trust))
+    require_tensors(_expected(model, inference_state(model), tensors), tensors, str(checkpoint))
 
 
 class CheckpointCheckHook(Hook):
     """Refuses a checkpoint that does not fill the model of the runner, before anything takes it over."""
 
     priority = 'VERY_HIGH'  # before EMAHook, which loads averaged weights
+
+    def before_train(self, runner: Runner) -> None:
+        """Say so if there is nothing left to train."""
+        if runner._resume and runner.iter >= runner.max_iters:
+            by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+            length = f'train_cfg.{"max_epochs" if by_epoch else "max_iters"}'
+            print_log(
+                f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To '
+                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the '
+                'end of the last param_scheduler; to train anew, choose another --work-dir',
+                'current',
+                level=logging.WARNING,
+            )
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Check the weights and, on resume, the state of the training; drop the modules of ``load_from_skip``."""
@@ -130,7 +165,8 @@ class CheckpointCheckHook(Hook):
         if runner._resume:
             require_training_state(checkpoint, source)
             if 'ema_state_dict' in checkpoint:
-                require_tensors(model.state_dict(), tensors_of(checkpoint, 'ema_state_dict'), f'{source} (EMA)')
+                averaged = tensors_of(checkpoint, 'ema_state_dict')
+                require_tensors(_expected(model, model.state_dict(), averaged), averaged, f'{source} (EMA)')
         state = model.state_dict() if training else inference_state(model)
         if training and not runner._resume:
             for name in _drop_modules(checkpoint, list(state), runner.cfg.get('load_from_skip') or ()):
@@ -138,7 +174,15 @@ class CheckpointCheckHook(Hook):
         tensors = tensors_of(checkpoint)
         for name in [name for name in state if _FILLED.fullmatch(name) and name not in tensors]:
             del state[name]
-        require_tensors(state, tensors, source)
+        require_tensors(_expected(model, state, tensors), tensors, source)
+
+
+def _expected(model: nn.Module, state: dict[str, Tensor], tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a checkpoint must hold of a model's state: all, or all but the frozen trunk if it has its fingerprint."""
+    if f'backbone.{FINGERPRINT}' not in tensors:
+        return state
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(TRUNK) or name in trained}
 
 
 # What the guidance fills in for checkpoints from before it existed.

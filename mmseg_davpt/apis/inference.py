@@ -1,60 +1,65 @@
-"""Segment images: index masks and overlays."""
+"""Segment images: index masks, overlays and scores."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import mmcv
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmseg.apis import init_model
 from mmseg.models import BaseSegmentor
-from torch import Tensor
-from torch.nn.functional import interpolate
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..datasets.image_files import MAX_PIXELS, ImageFileError, check_file, first_line, read_header
+from ..datasets.mask_files import file_ids, mask_meta, relative_name, require_distinct, write_image, write_mask
+from ..reports.overlay import draw_overlay
 from .checkpoints import require_complete, safe_checkpoints
+from .prediction import Prediction, predict
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
-# Logits (classes x pixels) that mmseg may hold for one image: 1 GiB in float32.
-MAX_LOGITS = 2**28
-# Pixels of a model's input that are predicted at once; sides of the tiles of larger ones, and of what overlaps.
-MAX_INPUT = 2**22
-TILE, MARGIN = 1024, 128
-STRIP = 256  # rows of an overlay that are mixed at once
 
-
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """List the images that files and folders name. Subfolders are not searched.
+def find_images(paths: Sequence[str | Path], skip: str | Path | None = None) -> dict[Path, Path]:
+    """Find the images that files and folders name, in all subfolders. Hidden files and folders are left out.
 
     Args:
         paths: Image files, and folders of images.
+        skip: Folder to leave out: the one that results are written to.
+
+    Returns:
+        Image -> its path below the folder of the results: its file name, or its path in the folder that was given. With
+        several paths, the name of that folder stands in front.
 
     Raises:
         FileNotFoundError: A path does not exist, or a folder holds no image.
-        ValueError: Two images have the same name, so that their masks would have the same file.
+        ValueError: Two images would have the same mask file.
     """
-    images: list[Path] = []
-    for path in map(Path, paths):
+    images: dict[Path, Path] = {}
+    for path in dict.fromkeys(map(Path, paths)):
         files = [path]
         if path.is_dir():
-            files = sorted(file for file in path.glob('*') if file.suffix.lower() in SUFFIXES)
+            files = sorted(file for file in path.rglob('*') if _is_image(file, path, skip))
         if not files or not files[0].exists():
             raise FileNotFoundError(f'{path}: no image there (known suffixes: {", ".join(SUFFIXES)})')
-        images += files
-    stems = [path.stem for path in images]
-    if repeated := sorted({stem for stem in stems if stems.count(stem) > 1}):
-        raise ValueError(f'several images are called {repeated[0]}: their masks would overwrite one another')
+        root = path if path.is_dir() and len(paths) == 1 else path.absolute().parent
+        images.update((file, relative_name(file, [root])) for file in files)
+    require_distinct(images)
     return images
+
+
+def _is_image(file: Path, folder: Path, skip: str | Path | None) -> bool:
+    if skip is not None and file.absolute().is_relative_to(Path(skip).absolute()):
+        return False
+    hidden = any(part.startswith('.') for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()
 
 
 def load_segmentor(
@@ -85,49 +90,130 @@ def load_segmentor(
 def segment_images(
     cfg: Config,
     checkpoint: str | Path,
-    images: Sequence[Path],
+    images: Sequence[Path] | Mapping[Path, Path],
     out: Path,
     opacity: float = 0.5,
     device: str = 'cpu',
     max_pixels: int = MAX_PIXELS,
     trust_checkpoint: bool = False,
+    batch_size: int = 1,
+    palette: bool = False,
+    scores: bool = False,
+    legend: bool = True,
 ) -> dict[Path, str]:
-    """Segment images one by one. An image that fails does not stop the others.
+    """Segment images. An image that fails does not stop the others.
 
     Args:
         cfg: Config with a ``test_pipeline``.
         checkpoint: Checkpoint of the whole model, with the names and colors of the classes.
-        images: Files to read.
-        out: Folder to write to: ``masks/NAME.png`` holds class ids (uint8; uint16 for more than 256 classes),
-            ``overlays/NAME.jpg`` the image under the colors of the classes. Both are turned by the image's EXIF
+        images: Files to read; or each with its path below the folders of the results, from :func:`find_images`.
+        out: Folder to write to. ``masks/NAME.png`` holds the classes as a mask of the config's dataset does: the ids
+            of its mask files (:mod:`~mmseg_davpt.datasets.mask_files`), uint8, uint16 if one is above 255.
+            ``overlays/NAME.jpg`` is the image under the colors of the classes. All are turned by the image's EXIF
             orientation, as the image is in training.
         opacity: Opacity of the classes in an overlay, in [0, 1].
         device: Device of the model.
         max_pixels: Largest number of pixels of an image.
         trust_checkpoint: Read the checkpoint with pickle, which runs the code that it holds.
+        batch_size: Number of images of the same size that the model sees at once. The results differ by rounding alone.
+        palette: Give the masks a palette: viewers show the colors of the classes, the ids stay.
+        scores: Also write ``scores/NAME.png``, uint8: 255 times the softmax probability of the pixel's class.
+        legend: Write the names of the classes below the overlays.
 
     Returns:
         Images that could not be segmented, each with the reason. The others are written.
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
-        ValueError: The checkpoint does not fit the config.
+        ValueError: The checkpoint does not fit the config; two images would have the same mask file; an option out of
+            range.
     """
+    if batch_size < 1:
+        raise ValueError(f'batch_size={batch_size}: expected a number >= 1')
+    names = dict(images) if isinstance(images, Mapping) else {path: Path(path.name) for path in images}
+    require_distinct(names)
     model = load_segmentor(cfg, checkpoint, device, trust_checkpoint)
     pipeline = Compose([step for step in cfg.test_pipeline if 'LoadAnnotations' not in step.type])
-    palette = np.array(model.dataset_meta['palette'])
+    classes, colors = model.dataset_meta['classes'], model.dataset_meta['palette']
+    ids = file_ids(mask_meta(cfg, model.dataset_meta))
     failed: dict[Path, str] = {}
-    for path in tqdm(images, desc='segment'):
+
+    def write(job: _Job, prediction: Prediction) -> None:
+        mask, name = prediction.mask, names[job.path].with_suffix('')
+        if mask.shape != job.image.shape[:2]:
+            raise ImageFileError(f'test_pipeline reads {mask.shape}, opencv {job.image.shape[:2]} (height, width)')
+        write_mask(out / 'masks' / f'{name}.png', mask, ids, colors if palette else None)
+        overlay = draw_overlay(job.image[..., ::-1], mask, classes, colors, opacity, legend)
+        write_image(out / 'overlays' / f'{name}.jpg', overlay[..., ::-1])
+        if prediction.scores is not None:
+            write_image(out / 'scores' / f'{name}.png', (255 * prediction.scores).round().astype(np.uint8))
+
+    for batch in _batches(list(names), pipeline, max_pixels, batch_size, failed):
+        for job, prediction in _predict_each(model, batch, scores, failed):
+            try:
+                write(job, prediction)
+            except Exception as error:  # for instance a full disk
+                failed[job.path] = _reason(error)
+    return {path: failed[path] for path in names if path in failed}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An image that is read: its pixels, BGR, and what the test pipeline makes of it."""
+
+    path: Path
+    image: NDArray[np.uint8]
+    sample: dict[str, Any]
+
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of the model's input and of the result; equal within a batch."""
+        return tuple(self.sample['inputs'].shape), tuple(self.sample['data_samples'].ori_shape)
+
+
+def _batches(
+    paths: Sequence[Path], pipeline: Compose, max_pixels: int, batch_size: int, failed: dict[Path, str]
+) -> Iterator[list[_Job]]:
+    """Read images in the order of their sizes, so that those of one size follow each other."""
+    batch: list[_Job] = []
+    for path in tqdm(sorted(paths, key=_stored_size) if batch_size > 1 else paths, desc='segment'):
         try:
-            image = _read_image(path, max_pixels)
-            mask = predict_mask(model, _process(pipeline, path, image.shape))
-            if mask.shape != image.shape[:2]:
-                raise ImageFileError(f'test_pipeline reads {mask.shape}, opencv {image.shape[:2]} (height, width)')
-            _write(out / 'masks' / f'{path.stem}.png', mask.astype(np.uint8 if len(palette) <= 256 else np.uint16))
-            _write(out / 'overlays' / f'{path.stem}.jpg', _overlay(image, mask, palette, opacity))
-        except Exception as error:  # readers, pipeline and model may raise any exception
+            image = read_image(path, max_pixels)
+            job = _Job(path, image, _process(pipeline, path, image.shape))
+        except Exception as error:  # readers and pipeline may raise any exception
             failed[path] = _reason(error)
-    return failed
+            continue
+        if batch and (len(batch) == batch_size or job.sizes != batch[0].sizes):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def _stored_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image as it is read, from its header alone; (0, 0) for what has none."""
+    try:
+        header = read_header(path, sys.maxsize)
+    except Exception:  # its reason is found when it is read
+        header = None
+    if header is None:
+        return 0, 0
+    return header.size if header.orientation < 5 else (header.size[1], header.size[0])
+
+
+def _predict_each(
+    model: BaseSegmentor, batch: Sequence[_Job], with_scores: bool, failed: dict[Path, str]
+) -> Iterator[tuple[_Job, Prediction]]:
+    """Predict a batch; if that fails, its images one by one, so that one of them does not stop the others."""
+    try:
+        yield from zip(batch, predict(model, [job.sample for job in batch], with_scores))
+    except Exception as error:  # a model may raise any exception
+        if len(batch) == 1:
+            failed[batch[0].path] = _reason(error)
+            return
+        for job in batch:
+            yield from _predict_each(model, [job], with_scores, failed)
 
 
 def _process(pipeline: Compose, path: Path, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -138,99 +224,7 @@ def _process(pipeline: Compose, path: Path, shape: tuple[int, ...]) -> dict[str,
     return sample
 
 
-def predict_mask(model: BaseSegmentor, sample: Mapping[str, Any]) -> np.ndarray:
-    """Class ids of an image, in bounded memory.
-
-    Small images are predicted by mmseg. Of others, the logits are resized in parts: mmseg would hold those of all
-    classes for all pixels (14 GB for 24 megapixels and 150 classes). This differs from mmseg by rounding alone. If the
-    input of the model is large too, it is predicted in overlapping tiles, of which the model sees one at a time.
-
-    Args:
-        model: From mmseg's ``init_model``.
-        sample: The image, from the test pipeline: ``inputs`` of shape ``(3, H, W)`` and ``data_samples``.
-
-    Returns:
-        Array of the image's size before the pipeline.
-    """
-    data = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
-    pixels = max(sample['inputs'].shape[-2:].numel(), int(np.prod(sample['data_samples'].ori_shape[:2])))
-    with torch.no_grad():
-        if not _needs_tiles(model, sample['inputs']) and model.out_channels * pixels <= MAX_LOGITS:
-            ids: np.ndarray = model.test_step(data)[0].pred_sem_seg.data[0].cpu().numpy()
-            return ids
-        data = model.data_preprocessor(data, False)
-        return _predict_in_parts(model, data['inputs'], data['data_samples'][0].metainfo)
-
-
-def _needs_tiles(model: BaseSegmentor, inputs: Tensor) -> bool:
-    pixels = inputs.shape[-2:].numel()
-    windows = model.test_cfg.get('mode', 'whole') == 'slide'  # of bounded size already
-    return model.out_channels * pixels > MAX_LOGITS or (pixels > MAX_INPUT and not windows)
-
-
-def _predict_in_parts(model: BaseSegmentor, inputs: Tensor, meta: Mapping[str, Any]) -> np.ndarray:
-    left, right, top, bottom = meta.get('img_padding_size', meta.get('padding_size', [0] * 4))
-    inputs = inputs[..., top : inputs.shape[-2] - bottom, left : inputs.shape[-1] - right]
-    (h, w), (height, width) = inputs.shape[-2:], meta['ori_shape'][:2]
-    side = max(h, w)
-    if _needs_tiles(model, inputs):
-        side = min(max(int((MAX_LOGITS / model.out_channels) ** 0.5) - 2 * MARGIN, MARGIN), TILE)
-    rows, columns = _sources(height, h, model.align_corners), _sources(width, w, model.align_corners)
-    ids = np.zeros((height, width), np.int16)
-    for y0, y1 in _tiles(h, side):
-        for x0, x1 in _tiles(w, side):
-            # Rows and columns of the result whose nearest source lies in the tile. The margin around it is context.
-            inside_y = np.flatnonzero((rows.round() >= y0) & (rows.round() < y1))
-            inside_x = np.flatnonzero((columns.round() >= x0) & (columns.round() < x1))
-            if not (inside_y.size and inside_x.size):
-                continue
-            y, x = max(y0 - MARGIN, 0), max(x0 - MARGIN, 0)
-            crop = inputs[..., y : y1 + MARGIN, x : x1 + MARGIN]
-            shape = tuple(crop.shape[-2:])
-            logits = model.inference(crop, [{**meta, 'img_shape': shape, 'ori_shape': shape}])[0]
-            number = max(1, MAX_LOGITS // 8 // (len(logits) * max(shape[1], inside_x.size)))
-            for part in np.split(inside_y, range(number, inside_y.size, number)):
-                values = _sample(logits, rows[part] - y, 1)
-                if inside_x.size == width:  # torch's resize is faster, and knows no parts
-                    size = (part.size, width)
-                    values = interpolate(values[None], size, mode='bilinear', align_corners=model.align_corners)[0]
-                else:
-                    values = _sample(values, columns[inside_x] - x, 2)
-                chosen = values.argmax(0) if len(values) > 1 else values[0].sigmoid() > model.decode_head.threshold
-                ids[part[0] : part[-1] + 1, inside_x[0] : inside_x[-1] + 1] = chosen.cpu().numpy()
-    return ids
-
-
-def _tiles(size: int, side: int) -> Iterator[tuple[int, int]]:
-    """Equal parts of a side of the image, none longer than the side of a tile."""
-    number = -(-size // side)
-    edges = np.linspace(0, size, number + 1).round().astype(int)
-    yield from zip(edges[:-1].tolist(), edges[1:].tolist())
-
-
-def _sources(size: int, source: int, align_corners: bool) -> np.ndarray:
-    """Where torch's bilinear resize from ``source`` to ``size`` pixels takes its values from."""
-    places = np.arange(size, dtype=np.float64)
-    if align_corners:
-        return places * ((source - 1) / max(size - 1, 1))
-    return ((places + 0.5) * (source / size) - 0.5).clip(0, source - 1)
-
-
-def _sample(values: Tensor, places: np.ndarray, dim: int) -> Tensor:
-    """Interpolate linearly along a dimension, at ascending places between the first and the last value."""
-    last = values.shape[dim] - 1
-    first = places.astype(np.int64)
-    if np.array_equal(places, np.arange(first[0], first[0] + len(first))):  # not resized
-        return values.narrow(dim, int(first[0]), len(first))
-    weight = torch.as_tensor(places - first, dtype=values.dtype, device=values.device)
-    low, high = (
-        values.index_select(dim, torch.as_tensor(index, device=values.device))
-        for index in (first, np.minimum(first + 1, last))
-    )
-    return low.lerp_(high, weight.unsqueeze(-1) if dim == 1 else weight)
-
-
-def _read_image(path: Path, max_pixels: int) -> np.ndarray:
+def read_image(path: Path, max_pixels: int) -> np.ndarray:
     """The image, BGR, turned by its EXIF orientation."""
     if not path.is_file():
         raise ImageFileError('no file' if not path.is_dir() else 'a folder')
@@ -244,32 +238,6 @@ def _read_image(path: Path, max_pixels: int) -> np.ndarray:
     if header is not None and header.orientation != 1:
         tqdm.write(f'{path}: EXIF orientation {header.orientation}: image and mask are turned', sys.stderr)
     return image
-
-
-def _overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float) -> np.ndarray:
-    overlay = np.empty_like(image)
-    for start in range(0, len(image), STRIP):
-        rows = slice(start, start + STRIP)
-        mixed = (1 - opacity) * image[rows] + opacity * palette[mask[rows], ::-1]
-        overlay[rows] = mixed.round().astype(np.uint8)
-    return overlay
-
-
-def _write(path: Path, image: np.ndarray) -> None:
-    """Write an image under its final name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        done, data = cv2.imencode(path.suffix, image)
-    except cv2.error as error:
-        raise OSError(f'{path} cannot be written: {first_line(error)}') from error
-    if not done:
-        raise OSError(f'{path} cannot be written: {image.shape[1]}x{image.shape[0]} are too large for the format')
-    partial = path.with_name(f'.{path.name}.partial')
-    try:
-        partial.write_bytes(data.tobytes())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

@@ -16,23 +16,28 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.utils import import_modules_from_strings
 
+from ..compat import own_config
 from ..datasets.check import leaf_datasets
 from .processes import die_with_launcher, fit_loaders, process_group_timeout
+
+OWN = 'mmseg_davpt::'  # prefix of this package's configs
 
 
 def load_config(path: str | Path, options: Mapping[str, Any] | None = None, work_dir: str | None = None) -> Config:
     """Read a config as mmseg's tools do.
 
     Args:
-        path: Config file.
+        path: Config file, or ``mmseg_davpt::NAME.py`` for one of this package.
         options: Dotted keys to override. ``data_root`` changes in every dataset that has the value of the config.
         work_dir: Folder of the run; ``work_dirs/CONFIG`` if neither this nor the config names one.
 
     Raises:
         FileNotFoundError: The config does not exist.
     """
+    if str(path).startswith(OWN):
+        path = own_config(str(path).removeprefix(OWN))
     if not Path(path).is_file():
-        raise FileNotFoundError(f'no config at {path}; the configs of this project are in configs/')
+        raise FileNotFoundError(f'no config at {path}; those of this project are in configs/, or {OWN}NAME.py')
     cfg = Config.fromfile(path)
     root = cfg.get('data_root')
     if options:
@@ -49,7 +54,16 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None, work
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs', Path(path).stem))
     fit_loaders(cfg)
+    _end_schedules(cfg)
     return cfg
+
+
+def _end_schedules(cfg: Config) -> None:
+    """Let schedules without an end last as long as the training; mmengine refuses those that would begin behind it."""
+    length = (cfg.get('train_cfg') or {}).get('max_iters')
+    for part in cfg.get('param_scheduler') or []:
+        if length is not None and isinstance(part, dict) and not part.get('by_epoch', True):
+            part.setdefault('end', max(length, part.get('begin', 0) + 1))
 
 
 def enable_amp(cfg: Config) -> None:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import mmcv
-import mmengine
-import mmseg
-import timm
-import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
@@ -23,30 +17,27 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS, MODELS
 
 from ..engine import PerClassIoUMetric
-from ..version import __version__
+from ..version import library_versions
 
 
 def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = None) -> None:
-    """Make the config's ``IoUMetric`` keep the figures of each class, and write masks.
+    """Make the config's ``IoUMetric`` keep the figures of each class, and the test write masks.
 
     Args:
         cfg: The config, changed in place.
         multi_scale: Whether :func:`run_multi_scale` will be called.
-        masks: Folder for predicted masks; none are written by default.
+        masks: Folder for predicted masks (:class:`~mmseg_davpt.engine.MaskWriterHook`); none are written by default.
 
     Raises:
-        ValueError: ``multi_scale`` without ``tta_pipeline`` and ``tta_model``, or ``masks`` without an ``IoUMetric``.
+        ValueError: ``multi_scale`` without ``tta_pipeline`` and ``tta_model``.
     """
     if multi_scale and not ('tta_pipeline' in cfg and 'tta_model' in cfg):
         raise ValueError('--tta: the config has no tta_pipeline or tta_model')
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, Sequence) else [cfg.test_evaluator]
-    metrics = [metric for metric in evaluators if _class_of(metric.type) is IoUMetric]
-    for metric in metrics:
+    for metric in (metric for metric in evaluators if _class_of(metric.type) is IoUMetric):
         metric.type = 'mmseg.PerClassIoUMetric'
-        if masks:
-            metric.output_dir = masks
-    if masks and not metrics:
-        raise ValueError('--out: IoUMetric writes the masks, but test_evaluator has none')
+    if masks:
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='MaskWriterHook', out_dir=str(masks))]
 
 
 def _class_of(kind: str | type) -> type | None:
@@ -148,10 +139,3 @@ def save_results(
     report = dict(config=str(config), checkpoint=str(checkpoint), images=images, versions=versions, **results)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(report, indent=2) + '\n')
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of this project, of its libraries and of Python, to save with results."""
-    libraries = dict(mmseg=mmseg, mmengine=mmengine, mmcv=mmcv, timm=timm, torch=torch)
-    versions = {name: str(library.__version__) for name, library in libraries.items()}
-    return dict(mmseg_davpt=__version__, **versions, python=platform.python_version())

@@ -25,6 +25,10 @@ from ..models import PromptedEncoderDecoder
 from ..models.prototype_init import PrototypeInit
 from ..options import check_integer
 
+# Entry of the message hub, kept in checkpoints: iteration, block, moved classes, unseen classes and the prompt of each
+# class, for every time that an assignment was made.
+ASSIGNMENTS = 'prompt_assignments'
+
 
 @HOOKS.register_module()
 class PromptAssignmentHook(Hook):
@@ -70,7 +74,9 @@ class PromptAssignmentHook(Hook):
         batches = min(self.num_batches, batches_per_pass)
         with _kept_random_state():
             data = islice(_same_data(loader, runner.seed), batches)
-            for batch in tqdm(data, 'class prototypes', batches, mininterval=2, disable=not is_main_process()):
+            for batch in tqdm(
+                data, 'class prototypes', batches, mininterval=2, disable=None if is_main_process() else True
+            ):
                 collect(**model.data_preprocessor(batch, training=True), blocks=blocks)
         _refresh(runner, guidance, blocks)
         if init is not None:
@@ -84,6 +90,8 @@ class PromptAssignmentHook(Hook):
 
 
 def _refresh(runner: Runner, guidance: MetricGuidance, blocks: Sequence[int]) -> None:
+    hub = runner.message_hub
+    changes = list(hub.get_info(ASSIGNMENTS, []))
     for block in blocks:
         assignment = guidance.assignment_of[block]
         if skipped := int(assignment.skipped):
@@ -91,12 +99,26 @@ def _refresh(runner: Runner, guidance: MetricGuidance, blocks: Sequence[int]) ->
                 f'Prompt assignment of block {block}: {skipped} batches with inf or nan in their activations were '
                 'left out of the class means'
             )
-        changed = assignment.refresh(runner.seed)
-        unseen = int((assignment.assignment < 0).sum())
+        moved = assignment.refresh(runner.seed)
+        prompts = assignment.assignment.tolist()
+        unseen = sum(prompt < 0 for prompt in prompts)
         runner.logger.info(
-            f'Prompt assignment of block {block}: {assignment.cluster_sizes()} classes per prompt, {unseen} unseen, '
-            f'{changed} changed prompt'
+            f'Prompt assignment of block {block}: {len(prompts) - unseen} classes on {len(assignment.centroids)} '
+            f'prompts; {moved} moved' + f'; {unseen} not seen yet' * bool(unseen)
         )
+        runner.logger.debug(f'Prompt assignment of block {block}: {_name_classes(runner, prompts)}')
+        changes.append(dict(iteration=runner.iter, block=block, moved=moved, unseen=unseen, prompts=prompts))
+    hub.update_info(ASSIGNMENTS, changes)
+
+
+def _name_classes(runner: Runner, prompts: Sequence[int]) -> str:
+    """``0: sky, tree; 3: road``: the classes of each prompt that has some."""
+    classes = runner.train_dataloader.dataset.metainfo.get('classes') or range(len(prompts))
+    names: dict[int, list[str]] = {}
+    for name, prompt in zip(classes, prompts):
+        if prompt >= 0:
+            names.setdefault(prompt, []).append(str(name))
+    return '; '.join(f'{prompt}: {", ".join(names[prompt])}' for prompt in sorted(names))
 
 
 def _guided_model(runner: Runner) -> tuple[PromptedEncoderDecoder, MetricGuidance | None]:

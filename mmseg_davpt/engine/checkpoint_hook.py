@@ -2,58 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import Tensor, nn
 
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file so that its name never holds a part of it, also after a crash or a power cut.
-
-    The content goes to ``.NAME.tmp`` in the same folder, to the disk, and is then renamed.
-
-    Args:
-        path: File to write; its folder is created.
-        content: The bytes.
-
-    Raises:
-        OSError: The file could not be written, for instance on a full disk. What ``path`` held before is unchanged.
-    """
-    path = Path(path)
-    temporary = path.with_name(f'.{path.name}.tmp')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open('wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise OSError(
-            error.errno,
-            f'{path} could not be written: {error.strerror}. Files that were written before are complete and kept. '
-            'Free space (or mend the folder), then continue with --resume',
-        ) from error
-    if os.name == 'posix':  # the rename itself reaches the disk with its folder; not every file system offers that
-        with suppress(OSError):
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+from ..files import write_atomically
+from .interrupts import stop_requested
 
 
 @register_backend('atomic')
@@ -97,6 +60,8 @@ class SafeCheckpointHook(CheckpointHook):
     - Outdated checkpoints are removed after the new one is complete; so is the previous best one.
     - A checkpoint whose weights, buffers, averaged weights or optimizer state hold inf or nan is refused, which ends
       the training. Buffers that are infinite from the start, such as masks, may stay so.
+    - After ctrl-C in ``tools/train.py`` the iteration (or the validation) is finished, a checkpoint is written, and
+      ``KeyboardInterrupt`` ends the training. Checkpoints by epoch are not written in the middle of one.
     """
 
     file_backend: Any
@@ -116,7 +81,11 @@ class SafeCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend='atomic')
         super().before_train(runner)
         if local and is_main_process():
-            for pattern in ('.*.pth.tmp', '.last_checkpoint.tmp'):  # of a run that was killed while it wrote
+            for pattern in (
+                '.*.pth.tmp',
+                '.*.safetensors.tmp',
+                '.last_checkpoint.tmp',
+            ):  # of a run that was killed while it wrote
                 for leftover in Path(self.out_dir).glob(pattern):
                     leftover.unlink(missing_ok=True)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -126,6 +95,47 @@ class SafeCheckpointHook(CheckpointHook):
                 f'The model holds inf or nan before the training: {_few(names)}. Check the file that it was loaded '
                 'from (pretrained, load_from or the resumed checkpoint)'
             )
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Write a checkpoint if it is due, or if the training is to stop.
+
+        Raises:
+            KeyboardInterrupt: After ctrl-C; the message names the checkpoint.
+        """
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if stop_requested():
+            self._stop(runner, runner.iter + 1)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Keep the best checkpoint, and stop if it was asked for.
+
+        Raises:
+            KeyboardInterrupt: After ctrl-C; the message names the checkpoint.
+            ValueError: The validation does not give the figure that ``save_best`` names.
+        """
+        metrics = metrics or {}
+        if missing := [key for key in self._scores if key not in metrics]:
+            raise ValueError(
+                f'default_hooks.checkpoint.save_best={missing[0]!r}: the validation gives '
+                f'{", ".join(metrics) or "no figures"}. Name one of these, or set save_best=None'
+            )
+        super().after_val_epoch(runner, metrics)
+        if isinstance(runner._train_loop, BaseLoop) and stop_requested():
+            self._stop(runner, runner.iter)
+
+    @property
+    def _scores(self) -> list[str]:
+        """Figures whose best checkpoints are kept; ``'auto'``, the first one, is always there."""
+        names = [self.save_best] if isinstance(self.save_best, str) else list(self.save_best or ())
+        return [name for name in names if name != 'auto']
+
+    def _stop(self, runner: Runner, done: int) -> NoReturn:
+        if not self.by_epoch and Path(str(self.last_ckpt)).name != self.filename_tmpl.format(done):
+            self._save_checkpoint_with_step(runner, done, dict(epoch=runner.epoch, iter=done))
+        raise KeyboardInterrupt(
+            f'Stopped after iteration {done} of {runner.max_iters}; '
+            f'{self._last_complete(runner) or "there is no checkpoint yet"}'
+        )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Refuse inf and nan; other hooks have changed the checkpoint before.
@@ -176,22 +186,33 @@ class SafeCheckpointHook(CheckpointHook):
         )
         if not is_main_process():
             return
+        self._written(runner, str(self.last_ckpt))
         write_atomically(Path(runner.work_dir, 'last_checkpoint'), str(self.last_ckpt).encode())
         for old in outdated:
             self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """As in ``CheckpointHook``, but the previous best checkpoint is removed last."""
-        backend = self.file_backend
+        backend, before = self.file_backend, self._best_checkpoints()
         self.file_backend = late = _LateRemovals(backend)
         try:
             super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
-        current = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
+        current = self._best_checkpoints()
+        if is_main_process():
+            for path in current - before:
+                self._written(runner, path)
         for path in late.paths:
             if path not in current:
                 self._remove(path)
+
+    def _best_checkpoints(self) -> set[str]:
+        paths = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
+        return {str(path) for path in paths if path}
+
+    def _written(self, runner: Runner, path: str) -> None:
+        """Called by the main process after it has written a checkpoint, and before outdated ones are removed."""
 
     def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):

@@ -20,7 +20,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .checkpoint_hook import non_finite_tensors, write_atomically
+from ..files import write_atomically
+from .checkpoint_hook import non_finite_tensors
 
 _SKIPPED_STEPS = 25  # from 2**16, the scale of a gradient scaler has then fallen below 1
 _WARNINGS = 3

@@ -27,7 +27,9 @@ from ..tuning import (
     train_tuned_modules,
     tune_block,
 )
+from ..tuning.policy import used_parameters
 from ..weights import WeightsError, load_trunk_weights
+from ..weights.fingerprint import TrunkFingerprint
 
 
 @MODELS.register_module()
@@ -54,6 +56,10 @@ class PromptedViT(BaseModule):
         drop_path_rate: Stochastic depth of blocks that are trained as a whole.
         allow_random: With ``pretrained=False``: train on a trunk with random weights all the same.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` is the same as ``pretrained=PATH``.
+
+    Attributes:
+        tuned: Method name -> :class:`~mmseg_davpt.tuning.TuningMethod`.
+        method_options: Method name -> its options, as ``tuning`` and ``prompts`` resolve to them.
 
     Raises:
         ValueError: An option that does not fit the trunk; the message names it.
@@ -105,6 +111,7 @@ class PromptedViT(BaseModule):
         self.register_load_state_dict_pre_hook(_prepare_state)
         plan = resolve_tuning(tuning, prompts, self.depth)
         self.tuning, self.expects_guidance = tuning, plan.guided
+        self.method_options = plan.methods
         # Built here, before any wrapper for distributed training sees the model.
         self.tuned = build_methods(plan, self.trunk, self.depth, norm_outputs)
         for index in range(self.depth if with_cp else 0):
@@ -140,14 +147,13 @@ class PromptedViT(BaseModule):
             One map ``(B, D, ceil(H / p), ceil(W / p))`` an index, each covering exactly the unpadded image.
 
         Raises:
-            WeightsError: In training, if the trunk's weights were never loaded.
+            WeightsError: The trunk's weights were never loaded.
             ValueError: Larger than ``img_size``, for a trunk of one size (BEiT).
             RuntimeError: In training, if prompts still wait for their prototypes.
         """
-        if self.training:
-            self.require_weights()
-            if isinstance(self.prompts, DeepPrompts):
-                self.prompts.require_initialised()
+        self.require_weights()
+        if self.training and isinstance(self.prompts, DeepPrompts):
+            self.prompts.require_initialised()
         image = x.shape[-2:]
         x = self._fill_up(x)
         h, w = self.trunk.patch_embed.dynamic_feat_size(x.shape[-2:])
@@ -246,6 +252,28 @@ class PromptedViT(BaseModule):
             for key in sorted(method.trunk_parameters([key for key in trunk if trunk[key].requires_grad])):
                 yield f'trunk.{key}', name, trunk.pop(key)
 
+    def frozen_state(self) -> dict[str, Tensor]:
+        """Tensors of the trunk that are frozen and that an output depends on, timm name -> tensor."""
+        parameters = dict(self.trunk.named_parameters())
+        frozen = {
+            name
+            for name in used_parameters(self.trunk, self.depth, self.norm_outputs)
+            if not parameters[name].requires_grad
+        }
+        state = self.trunk.state_dict()
+        return {name: tensor for name, tensor in state.items() if name in frozen or name not in parameters}
+
+    def fingerprint(self) -> TrunkFingerprint:
+        """Fingerprint of :meth:`frozen_state`.
+
+        Raises:
+            WeightsError: The trunk's weights were never loaded.
+        """
+        self.require_weights()
+        table = getattr(self.trunk, 'pos_embed', None)
+        grid = None if table is None else tuple(self.trunk.patch_embed.grid_size)
+        return TrunkFingerprint.of(self.arch, grid, self.frozen_state())
+
     @torch.no_grad()
     def merged_trunk(self, methods: Collection[str] | None = None) -> dict[str, Tensor]:
         """The trunk's tensors under timm's names, with methods merged in.
@@ -273,6 +301,9 @@ def _check_pretrained(name: str, pretrained: object) -> bool | str:
     return pretrained
 
 
+# Key of a state dict without the frozen tensors of the trunk, for TrunkFingerprint.to_dict().
+FINGERPRINT = 'trunk_fingerprint'
+
 # Names of checkpoints that were written before each method had a folder of its own (version 0.1).
 _RENAMED = {
     'prompts.': 'tuned.prompts.',
@@ -283,7 +314,7 @@ _RENAMED = {
 
 
 def _prepare_state(module: PromptedViT, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before a state dict is loaded: read old names, and note whether it holds the whole trunk."""
+    """Before a state dict is loaded: read old names, add the trunk where it is missing, note whether it is whole."""
     shallow = {'prompts.': 'tuned.shallow_prompts.'} if 'shallow_prompts' in module.tuned else {}
     for old, new in {**_RENAMED, **shallow}.items():
         for name in [name for name in state if name.startswith(prefix + old)]:
@@ -291,9 +322,31 @@ def _prepare_state(module: PromptedViT, state: dict[str, Tensor], prefix: str, *
     tokens, flag = f'{prefix}tuned.prompts.tokens.', f'{prefix}tuned.prompts.initialised'
     if flag not in state and any(name.startswith(tokens) for name in state):
         state[flag] = torch.tensor(True)
+    if (fingerprint := state.pop(prefix + FINGERPRINT, None)) is not None:
+        _add_trunk(module, state, prefix, TrunkFingerprint.from_dict(fingerprint))
     own = module.trunk.state_dict()
     if all(getattr(state.get(f'{prefix}trunk.{name}'), 'shape', None) == own[name].shape for name in own):
         module._weights_loaded = True
+
+
+def _add_trunk(module: PromptedViT, state: dict[str, Tensor], prefix: str, fingerprint: TrunkFingerprint) -> None:
+    """Complete a state dict that holds the fingerprint of a trunk with the tensors of the module's own trunk.
+
+    Raises:
+        WeightsError: The trunk is another one, or its weights cannot be loaded.
+    """
+    if not module._weights_loaded:
+        if not module.pretrained:
+            raise WeightsError(
+                f'The file holds no trunk, only what was trained on {fingerprint.arch}: set backbone.pretrained to the '
+                f"weights of {fingerprint.arch} (True: timm's hub; a path: python tools/get_weights.py lists sources)"
+            )
+        module.init_weights()
+    fingerprint.require_match(module.fingerprint(), 'the hub' if module.pretrained is True else str(module.pretrained))
+    trained = {name for name, parameter in module.trunk.named_parameters() if parameter.requires_grad}
+    for name, tensor in module.trunk.state_dict().items():
+        if name not in trained:  # these are in the file; where they are not, loading says so
+            state.setdefault(f'{prefix}trunk.{name}', tensor)
 
 
 def _crop_to_image(x: Tensor, image: torch.Size, patch: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]  # (H, W, 3), RGB
 Labels = NDArray[np.integer]  # (H, W), class ids
+_COLUMNS = 6  # of the legend
 
 
 def draw_grid(
@@ -32,7 +34,7 @@ def draw_grid(
     """
     colors = np.asarray(palette, np.uint8)
     height, width = rows[0][0].shape[:2]
-    figure = Figure(figsize=(10.5, 3.5 * len(rows) * height / width + 1))
+    figure = Figure(layout='constrained')
     axes = figure.subplots(len(rows), 3, squeeze=False)
     ids = set()
     for (image, truth, prediction), line in zip(rows, axes):
@@ -48,8 +50,9 @@ def draw_grid(
     for axis, title in zip(axes[0], ('image', 'truth', 'prediction')):
         axis.set_title(title)
     patches = [Patch(color=colors[index] / 255, label=classes[index]) for index in sorted(ids & {*range(len(classes))})]
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.legend(handles=patches, loc='lower center', ncol=8, fontsize='small', frameon=False)
+    lines = math.ceil(len(patches) / _COLUMNS)
+    figure.set_size_inches(10.5, 3.5 * len(rows) * height / width + 0.4 + 0.25 * lines)
+    figure.legend(handles=patches, loc='outside lower center', ncols=_COLUMNS, fontsize=10, frameon=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
 

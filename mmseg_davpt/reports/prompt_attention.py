@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
+from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
 from ..guidance import class_prototypes
@@ -85,7 +87,7 @@ class PromptAttention:
         return described
 
 
-def prompted_blocks(model: PromptedEncoderDecoder, blocks: Sequence[int]) -> list[int]:
+def prompted_blocks(model: BaseSegmentor, blocks: Sequence[int]) -> list[int]:
     """Indices among the prompted blocks -> block indices.
 
     Args:
@@ -147,11 +149,11 @@ def attention_mass(
 
 
 @torch.no_grad()
-def attention_maps(model: PromptedEncoderDecoder, inputs: Tensor, blocks: Sequence[int] = (-1,)) -> dict[int, Tensor]:
+def attention_maps(model: BaseSegmentor, inputs: Tensor, blocks: Sequence[int] = (-1,)) -> dict[int, Tensor]:
     """Attention to each prompt over the image.
 
     Args:
-        model: A segmentor with deep prompts.
+        model: A segmentor whose backbone has deep prompts.
         inputs: Normalised images, ``(B, 3, H, W)``.
         blocks: Which of the prompted blocks.
 
@@ -256,10 +258,16 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _observed(backbone: PromptedViT, blocks: Sequence[int], receive: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """While open, every forward pass hands the attention of the blocks to ``receive(block, (B, N, M))``."""
+    """While open, a forward pass hands the attention of the blocks to ``receive(block, (B, N, M))``.
+
+    Only those of this thread: others may use the model at the same time.
+    """
+    thread = get_ident()
 
     def observe(index: int) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Any]], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+            if get_ident() != thread:
+                return
             block = backbone.trunk.blocks[index]
             weights = attention_to_prompts(block, args[0], kwargs.get('rope'), kwargs.get('shared_rel_pos_bias'))
             receive(index, weights)

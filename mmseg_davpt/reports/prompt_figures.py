@@ -14,6 +14,7 @@ import numpy as np
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -78,8 +79,21 @@ def draw_class_table(models: Mapping[str, PromptAttention], classes: Sequence[st
         path: File to write; its folder is made.
     """
     first = next(iter(models.values()))
+    figure = Figure(figsize=(12, 0.24 * int((first.patches > 0).sum()) + 1.8), layout='constrained')
+    plot_class_table(figure, models, classes)
+    _save(figure, path)
+
+
+def plot_class_table(figure: Figure, models: Mapping[str, PromptAttention], classes: Sequence[str]) -> None:
+    """What :func:`draw_class_table` draws, into a figure.
+
+    Args:
+        figure: An empty figure.
+        models: Name of a model -> its attention.
+        classes: Name of each class.
+    """
+    first = next(iter(models.values()))
     order = [index for index in first.patches.argsort(descending=True).tolist() if first.patches[index] > 0]
-    figure = Figure(figsize=(12, 0.24 * len(order) + 1.8), layout='constrained')
     axes = figure.subplots(1, len(models), squeeze=False, sharey=True)[0]
     share = first.patches / first.patches.sum()
     for axis, (name, attention) in zip(axes, models.items()):
@@ -88,13 +102,14 @@ def draw_class_table(models: Mapping[str, PromptAttention], classes: Sequence[st
         figure.colorbar(picture, ax=axis, shrink=0.8, label='share of the attention to prompts')
         if attention.assignment is not None:
             marked = [(row, attention.assignment[index].item()) for row, index in enumerate(order)]
-            rows, prompts = zip(*[(row, prompt) for row, prompt in marked if prompt >= 0])
+            rows = [row for row, prompt in marked if prompt >= 0]
+            prompts = [prompt for _, prompt in marked if prompt >= 0]
             axis.scatter(prompts, rows, s=36, facecolors='none', edgecolors='white', linewidths=1.4)
         figures = attention.describe()
         own = f'own prompt {figures["to_own"]:.1f} %, ' if 'to_own' in figures else ''
         axis.set(title=f'{name}: {own}{figures["bits"]:.2f} bits', xlabel='prompt')
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_yticks(range(len(order)), [f'{classes[i]} ({100 * share[i]:.1f} %)' for i in order], fontsize=8)
-    _save(figure, path)
 
 
 def draw_prompt_space(

@@ -10,10 +10,11 @@ from bad_images import huge_header, many_frames, save_turned, truncated_jpeg
 from conftest import segmentor_cfg, spread
 from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
-from mmseg.registry import MODELS
+from mmseg.models import EncoderDecoder
+from mmseg.registry import DATASETS, MODELS
 from PIL import Image
 
-from mmseg_davpt.apis import inference, segment_images
+from mmseg_davpt.apis import find_images, inference, prediction, segment_images
 
 PIPELINE = [
     dict(type='LoadImageFromFile'),
@@ -99,7 +100,7 @@ def test_bad_images_are_named_and_the_others_written(tmp_path, capfd):
     assert read(tmp_path / 'out/masks/narrow.png').shape == (3, 150)
     assert read(tmp_path / 'out/masks/pixel.png').shape == (1, 1)
     assert read(tmp_path / 'out/masks/turned.png').shape == (64, 48)
-    assert read(tmp_path / 'out/overlays/turned.jpg').shape == (64, 48, 3)
+    assert read(tmp_path / 'out/overlays/turned.jpg').shape[0] > 64  # with a legend
     assert f'{tmp_path}/good/turned.jpg: EXIF orientation 6: image and mask are turned' in capfd.readouterr().err
 
 
@@ -152,7 +153,7 @@ def test_logits_resized_in_parts_are_those_of_mmseg(tmp_path, monkeypatch, align
     cfg.model.decode_head.align_corners = align_corners
     Image.fromarray(noise(300, 420)).save(tmp_path / 'a.png')
     assert not segment_images(cfg, checkpoint, [tmp_path / 'a.png'], tmp_path / 'whole')
-    monkeypatch.setattr(inference, 'MAX_LOGITS', 5 * 128 * 96)  # the input fits, the result does not
+    monkeypatch.setattr(prediction, 'MAX_LOGITS', 5 * 128 * 96)  # the input fits, the result does not
     assert not segment_images(cfg, checkpoint, [tmp_path / 'a.png'], tmp_path / 'parts')
     whole, parts = read(tmp_path / 'whole/masks/a.png'), read(tmp_path / 'parts/masks/a.png')
     assert len(np.unique(whole)) > 2
@@ -173,8 +174,149 @@ def test_tiles_cover_the_image_and_see_their_margin(tmp_path, monkeypatch):
 
     monkeypatch.setattr('mmseg.models.segmentors.EncoderDecoder.inference', by_colour)
     for name, value in (('MAX_INPUT', 100 * 100), ('TILE', 64), ('MARGIN', 16)):
-        monkeypatch.setattr(inference, name, value)
+        monkeypatch.setattr(prediction, name, value)
     assert not segment_images(cfg, checkpoint, [tmp_path / 'a.png'], tmp_path)
     assert len(seen) == 4 * 5
     assert max(max(shape) for shape in seen) <= 64 + 2 * 16
     assert np.array_equal(read(tmp_path / 'masks/a.png'), (image[..., 0] > 127).astype(np.uint8))
+
+
+CLASSES = ('Car', 'Sky', 'Road', 'Tree', 'Building')  # other ids than in CamVid's files
+
+
+def dataset_cfg(folder, masks, classes, reduce_zero_label, pipeline=None):
+    """The test data of a config: images in two subfolders, with the same names."""
+    steps = [
+        dict(type='LoadImageFromFile'),
+        dict(type='CheckedLoadAnnotations', num_classes=5),
+        dict(type='PackSegInputs'),
+    ]
+    kind = 'CamVidDataset' if classes is CLASSES else 'BaseSegDataset'
+    return dict(
+        type=kind, metainfo=dict(classes=classes), data_root=str(folder), img_suffix='.png',
+        data_prefix=dict(img_path='images', seg_map_path=str(masks)), reduce_zero_label=reduce_zero_label,
+        pipeline=steps if pipeline is None else pipeline,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    for name, seed, size in (('a/0', 0, (64, 64)), ('b/0', 1, (64, 64)), ('b/1', 2, (48, 80))):
+        path = tmp_path / f'images/{name}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(*size, seed)).save(path)
+    return tmp_path
+
+
+@pytest.mark.parametrize('palette', [False, True])
+@pytest.mark.parametrize('classes', [('0', '1', '2', '3', '4'), CLASSES], ids=['all classes', 'some classes'])
+@pytest.mark.parametrize('reduce_zero_label', [False, True])
+def test_the_dataset_of_the_config_reads_the_masks(two_folders, reduce_zero_label, classes, palette):
+    cfg, checkpoint = make_model(two_folders)
+    out = two_folders / 'out'
+    cfg.test_dataloader = dict(dataset=dataset_cfg(two_folders, out / 'masks', classes, reduce_zero_label))
+    assert not segment_images(cfg, checkpoint, find_images([two_folders / 'images']), out, palette=palette)
+    stock = cfg.copy()
+    stock.test_pipeline = [*PIPELINE[:2], PIPELINE[3]]
+    model = init_model(stock, str(checkpoint), device='cpu')
+    dataset = DATASETS.build(cfg.test_dataloader.dataset)
+    samples = {item['data_samples'].img_path: item['data_samples'] for item in dataset}
+    for name in ('a/0', 'b/0', 'b/1'):
+        path = str(two_folders / f'images/{name}.png')
+        expected = inference_model(model, path).pred_sem_seg.data
+        assert len(np.unique(expected)) > 2
+        assert torch.equal(samples[path].gt_sem_seg.data.long(), expected), name
+        assert not reduce_zero_label or np.asarray(Image.open(out / f'masks/{name}.png')).min() >= 1
+    if palette:
+        mask = Image.open(out / 'masks/a/0.png')
+        shown, ids = np.asarray(mask.convert('RGB')), inference_model(model, str(two_folders / 'images/a/0.png'))
+        colors = np.array(model.dataset_meta['palette'])
+        assert np.array_equal(shown, colors[ids.pred_sem_seg.data[0].numpy()])
+
+
+def test_the_checkpoint_tells_what_the_config_leaves_open(two_folders):
+    """MiniScenes sets reduce_zero_label itself: the config does not name it."""
+    cfg, checkpoint = make_model(two_folders)
+    state = torch.load(checkpoint)
+    state['meta']['dataset_meta'].update(reduce_zero_label=True, label_map=None)
+    torch.save(state, checkpoint)
+    images = [two_folders / 'images/a/0.png']
+    for given, lowest in ((None, 1), (False, 0), (True, 1)):
+        cfg.test_dataloader = dict(dataset=dict(type='MiniScenesDataset', reduce_zero_label=given))
+        assert not segment_images(cfg, checkpoint, images, two_folders)
+        assert np.unique(read(two_folders / 'masks/0.png')).min() == lowest
+
+
+def test_batches_and_scores_are_those_of_single_images(two_folders, monkeypatch):
+    cfg, checkpoint = make_model(two_folders)
+    images = find_images([two_folders / 'images'])
+    seen, whole = [], EncoderDecoder.encode_decode
+
+    def count(self, inputs, metas):
+        seen.append(len(inputs))
+        return whole(self, inputs, metas)
+
+    monkeypatch.setattr(EncoderDecoder, 'encode_decode', count)
+    assert not segment_images(cfg, checkpoint, images, two_folders / 'single', scores=True)
+    assert seen == [1, 1, 1]
+    assert not segment_images(cfg, checkpoint, images, two_folders / 'batches', scores=True, batch_size=3)
+    assert seen[3:] == [2, 1] or seen[3:] == [1, 2]
+    monkeypatch.setattr(prediction, 'MAX_LOGITS', 5 * 128 * 96)
+    monkeypatch.setattr(prediction, 'MAX_INPUT', 2000)
+    assert not segment_images(cfg, checkpoint, images, two_folders / 'parts', scores=True)
+    for name in ('a/0.png', 'b/0.png', 'b/1.png'):
+        mask, scores = (read(two_folders / 'single' / kind / name) for kind in ('masks', 'scores'))
+        for folder in ('batches', 'parts'):
+            other = read(two_folders / folder / 'masks' / name)
+            difference = np.abs(scores.astype(int) - read(two_folders / folder / 'scores' / name))
+            if folder == 'batches':  # the tiles of the model's input see another image
+                assert (mask != other).mean() < 1e-3
+                assert difference.max() <= 1
+            assert difference.shape == mask.shape
+    stock = cfg.copy()
+    stock.test_pipeline = [*PIPELINE[:2], PIPELINE[3]]
+    model = init_model(stock, str(checkpoint), device='cpu')
+    logits = inference_model(model, str(two_folders / 'images/b/1.png')).seg_logits.data
+    expected = 255 * logits.softmax(0).amax(0).numpy()
+    assert np.abs(read(two_folders / 'single/scores/b/1.png') - expected).max() <= 0.51
+
+
+def test_an_image_that_fails_leaves_its_batch(two_folders, monkeypatch):
+    cfg, checkpoint = make_model(two_folders)
+    step = prediction.predict
+    bad = str(two_folders / 'images/a/0.png')
+
+    def fail(model, samples, with_scores=False):
+        if any(sample['data_samples'].img_path == bad for sample in samples):
+            raise RuntimeError('no memory')
+        return step(model, samples, with_scores)
+
+    monkeypatch.setattr(inference, 'predict', fail)
+    failed = segment_images(cfg, checkpoint, find_images([two_folders / 'images']), two_folders / 'out', batch_size=2)
+    assert failed == {two_folders / 'images/a/0.png': 'RuntimeError: no memory'}
+    assert read(two_folders / 'out/masks/b/0.png') is not None
+
+
+def test_names_in_several_folders(two_folders):
+    folder = two_folders / 'images'
+    names = find_images([folder / 'a', folder / 'b'])
+    assert [str(name) for name in names.values()] == ['a/0.png', 'b/0.png', 'b/1.png']
+    (folder / '.hidden').mkdir()
+    Image.fromarray(noise(8, 8)).save(folder / '.hidden/2.png')
+    assert [str(name) for name in find_images([folder]).values()] == ['a/0.png', 'b/0.png', 'b/1.png']
+    names = find_images([folder], skip=folder / 'b')  # the folder of the results of an earlier run
+    assert [str(name) for name in names.values()] == ['a/0.png']
+    (folder / 'a/0.jpg').touch()
+    with pytest.raises(ValueError, match=r'0\.jpg and .*0\.png: the masks of both would be a/0\.png'):
+        find_images([folder])
+
+
+def test_overlays_have_a_legend(two_folders):
+    cfg, checkpoint = make_model(two_folders)
+    images = [two_folders / 'images/b/1.png']
+    assert not segment_images(cfg, checkpoint, images, two_folders / 'plain', legend=False)
+    assert not segment_images(cfg, checkpoint, images, two_folders / 'legend')
+    plain, legend = (read(two_folders / folder / 'overlays/1.jpg') for folder in ('plain', 'legend'))
+    assert plain.shape == (48, 80, 3)
+    assert legend.shape[0] > 48
+    assert np.abs(legend[:40, :80].astype(int) - plain[:40]).max() < 40  # JPEG

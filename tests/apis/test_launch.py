@@ -2,6 +2,7 @@
 
 import datetime
 import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,10 +100,9 @@ def test_images_are_found_or_named(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / 'empty').mkdir()
     assert [path.name for path in find_images([tmp_path])] == ['a.JPG', 'b.png']
-    assert find_images([tmp_path / 'b.png']) == [tmp_path / 'b.png']
+    assert find_images([tmp_path / 'b.png']) == {tmp_path / 'b.png': Path('b.png')}
     for place in ('empty', 'gone.png'):
         with pytest.raises(FileNotFoundError, match=place):
             find_images([tmp_path / place])
     (tmp_path / 'empty/b.jpg').touch()
-    with pytest.raises(ValueError, match='several images are called b'):
-        find_images([tmp_path, tmp_path / 'empty'])
+    assert find_images([tmp_path])[tmp_path / 'empty/b.jpg'] == Path('empty/b.jpg')

@@ -145,6 +145,18 @@ def test_hash_ignores_where_the_data_is():
     assert config_hash(beside[0]) != config_hash(beside[1])  # not below data_root
 
 
+def test_hash_ignores_what_only_records_a_run():
+    """Stored rows keep their hash when a config gets another hook that watches."""
+    cfgs = [small_config(), small_config(), small_config()]
+    for cfg in cfgs:
+        cfg.custom_hooks, cfg.default_hooks = [dict(type='StepSeedHook')], dict(checkpoint=dict(interval=5))
+    cfgs[1].custom_hooks = [*cfgs[1].custom_hooks, dict(type='RunRecordHook', num_images=2)]
+    cfgs[1].default_hooks.checkpoint.save_best = 'mIoU'
+    cfgs[2].custom_hooks = [*cfgs[2].custom_hooks, dict(type='EMAHook')]
+    hashes = [config_hash(cfg) for cfg in cfgs]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 SUITE = """
 config = {root!r} + '/configs/davpt_upernet_miniscenes.py'
 common = {common}

@@ -75,7 +75,8 @@ class TestConfigs:
             cfg.test_evaluator = evaluator
             prepare_test(cfg, masks='there')
             first = cfg.test_evaluator[0] if isinstance(evaluator, list) else cfg.test_evaluator
-            assert first == dict(type='mmseg.PerClassIoUMetric', output_dir='there')
+            assert first == dict(type='mmseg.PerClassIoUMetric')
+            assert cfg.custom_hooks[-1] == dict(type='MaskWriterHook', out_dir='there')
             assert cfg.val_evaluator.type == 'IoUMetric'
         assert cfg.test_evaluator[1] == dict(type='CityscapesMetric')
 
@@ -85,9 +86,6 @@ class TestConfigs:
         prepare_test(cfg)
         with pytest.raises(ValueError, match='--tta: the config has no tta_pipeline'):
             prepare_test(cfg, multi_scale=True)
-        cfg.test_evaluator = dict(type='CityscapesMetric')
-        with pytest.raises(ValueError, match='--out: IoUMetric writes the masks'):
-            prepare_test(cfg, masks='there')
 
     def test_protocol(self):
         cfg = load_config(ADE)

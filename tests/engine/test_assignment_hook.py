@@ -1,5 +1,6 @@
 """``PromptAssignmentHook`` in a Runner, on a tiny model and random images."""
 
+import re
 import uuid
 
 import pytest
@@ -238,3 +239,15 @@ def test_weights_of_zero_need_the_hook_for_the_prototypes_only(tmp_path):
     model = segmentor_cfg(C, guidance=guidance, prompts=dict(num=3, init='prototype'))
     hook, _, _ = train(tmp_path / 'prototype', model=model)
     assert hook.warm_up_passes == 3
+
+
+def test_the_log_names_classes_not_indices(tmp_path):
+    """How many moved for everybody; which class is on which prompt at the level DEBUG."""
+    _, runner, log = train(tmp_path / 'info')
+    lines = [line for line in log if 'Prompt assignment' in line]
+    assert all(line.endswith(f'block {DEPTH - 1}: 5 classes on 3 prompts; 0 moved') for line in lines)
+    kept = runner.message_hub.get_info('prompt_assignments')
+    assert [(one['iteration'], one['moved']) for one in kept] == [(0, 0)]
+    _, _, log = train(tmp_path / 'debug', log_level='DEBUG')
+    (line,) = [line for line in log if re.search(r'Prompt assignment.*: \d: ', line)]
+    assert sorted(re.findall(r'\b[a-e]\b', line.split(': ', 1)[1])) == list('abcde')

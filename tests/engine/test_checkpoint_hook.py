@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from test_assignment_hook import train as train_with
 
 import mmseg_davpt.engine.checkpoint_hook as module
 from mmseg_davpt.apis import load_config
-from mmseg_davpt.engine import SafeCheckpointHook
+from mmseg_davpt.engine import SafeCheckpointHook, stoppable
 
 
 def train(work_dir, iterations=4, prepare=None, interval=1, keep=2, **options):
@@ -173,7 +174,7 @@ def crash_in_checkpoint(number, step, monkeypatch):
         return fsync(descriptor)
 
     monkeypatch.setattr(Path, 'replace', counted_replace)
-    monkeypatch.setattr(module.os, 'fsync', counted_fsync)
+    monkeypatch.setattr(os, 'fsync', counted_fsync)
     if step == 'removal':
         monkeypatch.setattr(module.AtomicLocalBackend, 'remove', crash)
 
@@ -186,7 +187,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return fsync(descriptor)
 
-    monkeypatch.setattr(module.os, 'fsync', full)
+    monkeypatch.setattr(os, 'fsync', full)
     with pytest.raises(OSError, match=r'iter_3.pth could not be written: No space left on device.*--resume'):
         train(tmp_path)
     assert names(tmp_path) == ['iter_1.pth', 'iter_2.pth']
@@ -194,7 +195,60 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     assert not list(tmp_path.glob('.*.tmp'))
 
 
-def validate(runner, scores):
+def interrupt_in_iteration(number):
+    def prepare(runner):
+        class Interrupt(Hook):
+            def after_train_iter(self, runner, *_, **__):
+                if runner.iter + 1 == number:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        runner.register_hook(Interrupt())
+
+    return prepare
+
+
+def test_an_interrupted_training_is_resumed_where_it_stopped(tmp_path):
+    """Between two checkpoints: the iteration is finished, and the resumed run ends as an uninterrupted one."""
+    train(tmp_path / 'whole', interval=4)
+    folder = tmp_path / 'stopped'
+    with pytest.raises(KeyboardInterrupt, match=r'after iteration 3 of 4; the last one is .*iter_3\.pth'), stoppable():
+        train(folder, interval=4, prepare=interrupt_in_iteration(3))
+    assert names(folder) == ['iter_3.pth']
+    train(folder, interval=4, resume=True)
+    expected, state = (load(path / 'iter_4.pth')['state_dict'] for path in (tmp_path / 'whole', folder))
+    assert all(torch.equal(value, state[name]) for name, value in expected.items())
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    def prepare(runner):
+        interrupt_in_iteration(2)(runner)
+        interrupt_in_iteration(2)(runner)
+
+    with pytest.raises(KeyboardInterrupt) as caught, stoppable():
+        train(tmp_path, interval=4, prepare=prepare)
+    assert not str(caught.value)
+    assert not names(tmp_path)
+
+
+def test_a_validation_is_finished_before_the_stop(tmp_path):
+    """The best checkpoint is there, and the last one is not written twice."""
+
+    def prepare(runner):
+        validate(runner, [10.0, 20.0, 30.0, 40.0], interrupt_after=2)
+
+    with pytest.raises(KeyboardInterrupt, match='after iteration 2 of 4'), stoppable():
+        train(tmp_path, prepare=prepare, save_best='mIoU')
+    assert names(tmp_path) == ['best_mIoU_iter_2.pth', 'iter_1.pth', 'iter_2.pth']
+
+
+def test_ctrl_c_means_what_it_did_outside_of_a_training():
+    before = signal.getsignal(signal.SIGINT)
+    with stoppable():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def validate(runner, scores, interrupt_after=None):
     """Run the hooks of a validation after each iteration, with these scores."""
     hook = next(hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook))
 
@@ -203,6 +257,8 @@ def validate(runner, scores):
 
         def after_train_iter(self, runner, batch_idx, *_, **__):
             runner.train_loop._iter += 1  # a validation runs after the iteration was counted
+            if batch_idx + 1 == interrupt_after:
+                os.kill(os.getpid(), signal.SIGINT)
             hook.after_val_epoch(runner, dict(mIoU=scores[batch_idx]))
             runner.train_loop._iter -= 1
 

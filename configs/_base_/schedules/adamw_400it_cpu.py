@@ -11,4 +11,4 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=400)
 test_cfg = dict(fp16=True)  # bfloat16, on a CPU
-default_hooks = dict(checkpoint=dict(interval=100))
+default_hooks = dict(checkpoint=dict(interval=100, save_best=None))

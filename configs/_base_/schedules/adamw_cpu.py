@@ -14,7 +14,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=20),
-    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=20, end=300, by_epoch=False),
+    dict(type='PolyLR', power=0.9, eta_min=0.0, begin=20, by_epoch=False),  # to the end of the training
 ]
 train_cfg = dict(max_iters=300, val_interval=300)
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=300))

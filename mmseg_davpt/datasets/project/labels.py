@@ -1,0 +1,186 @@
+"""Values in the masks -> classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from .scan import DataSummary, Value
+
+IGNORED = 255
+LEVEL_GAP = 8  # ids that are all so far apart are gray levels, as in 0, 127, 255
+MAX_COLOURS = 64  # without a list of classes; more are soft edges or photographs
+_SEPARATOR = r'[\s,;:]+'
+_NUMBERS = rf'(\d{{1,3}}){_SEPARATOR}(\d{{1,3}}){_SEPARATOR}(\d{{1,3}})'
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the values in the masks mean.
+
+    Attributes:
+        classes: Names; the place of a name is its id.
+        table: Value in a mask -> id of its class; 255 = ignored.
+        colours: Colour of each class; empty if none are known.
+        reduce_zero_label: The masks hold ids from 1, and mmseg is to subtract 1.
+        rewrite: Why masks with other ids must be written; empty if they are used as they are.
+    """
+
+    classes: tuple[str, ...]
+    table: dict[Value, int]
+    colours: tuple[Colour, ...] = ()
+    reduce_zero_label: bool = False
+    rewrite: str = ''
+
+
+def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
+    """Read a file with one class a line, with or without its colour in the masks.
+
+    Lines are ``name``, ``name R G B``, ``R G B name`` or ``name #RRGGBB``; commas may stand for spaces. Empty lines and
+    lines that begin with ``#`` do not count. The first class has id 0.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Returns:
+        Names, and colours (empty if the lines have none).
+
+    Raises:
+        ValueError: A class occurs twice, or only some lines have a colour, or there is no class.
+    """
+    names: list[str] = []
+    colours: list[Colour] = []
+    for line in path.read_text(encoding='utf-8-sig').splitlines():
+        line = line.strip()
+        if not line or line.startswith('#'):
+            continue
+        name, colour = _read_class(line)
+        names.append(name)
+        colours += [] if colour is None else [colour]
+    if len(set(names)) < len(names) or not names:
+        raise ValueError(f'{path}: expected different names, one a line; found {names or "none"}')
+    if colours and len(colours) < len(names):
+        raise ValueError(f'{path}: {len(colours)} of {len(names)} lines have a colour; give all or none one')
+    if len(set(colours)) < len(colours):
+        raise ValueError(f'{path}: two classes have the same colour')
+    return tuple(names), tuple(colours)
+
+
+def _read_class(line: str) -> tuple[str, Colour | None]:
+    if match := re.fullmatch(rf'(.*?){_SEPARATOR}#([0-9a-fA-F]{{6}})', line):
+        return match[1], _rgb(int(match[2], 16))
+    if match := re.fullmatch(rf'(.*?){_SEPARATOR}{_NUMBERS}', line):
+        return match[1], (int(match[2]), int(match[3]), int(match[4]))
+    if match := re.fullmatch(rf'{_NUMBERS}{_SEPARATOR}(.*)', line):
+        return match[4], (int(match[1]), int(match[2]), int(match[3]))
+    return line, None
+
+
+def _rgb(code: int) -> Colour:
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def read_labels(
+    summary: DataSummary,
+    names: Sequence[str] = (),
+    colours: Sequence[Colour] = (),
+    ignored: Collection[int] = (),
+) -> Labels:
+    """Find out which class each value in the masks is.
+
+    Args:
+        summary: The data.
+        names: Names of the classes, in the order of their ids; made up if empty.
+        colours: Their colours in the masks, if the masks hold colours.
+        ignored: Ids of no class, beside 255.
+
+    Returns:
+        Classes and the table of values.
+
+    Raises:
+        ValueError: The values do not fit the names, or there are fewer than two or more than 255 classes.
+    """
+    values = set(summary.values)
+    is_gray = all(len(set(value)) == 1 for value in values if isinstance(value, tuple))
+    as_ids = is_gray and not colours
+    labels = _read_ids(summary, names, ignored) if as_ids else _read_colours(summary, names, colours)
+    if not 2 <= len(labels.classes) <= 255:
+        raise ValueError(f'the masks hold {len(labels.classes)} classes; expected 2 to 255: {labels.classes[:5]}')
+    return labels
+
+
+def _read_ids(summary: DataSummary, names: Sequence[str], ignored: Collection[int]) -> Labels:
+    by_value: dict[Value, int] = {v: v[0] if isinstance(v, tuple) else v for v in summary.values}
+    ids = sorted(set(by_value.values()) - set(ignored))
+    classes, table = _order_ids(ids, names)
+    table |= dict.fromkeys(set(by_value.values()) - set(table), IGNORED)
+    rewrite = summary.rewrite
+    reduce = not rewrite and _subtracts_one(table)
+    if not rewrite and not reduce and any(new != old for old, new in table.items()):
+        rewrite = 'ids of the classes are not 0, 1, 2, ...'
+    found = {new: summary.palette.get(old) for old, new in table.items()}
+    colours = tuple(colour for index in range(len(classes)) if (colour := found.get(index)) is not None)
+    if len(colours) < len(classes) or all(len(set(colour)) == 1 for colour in colours):  # gray: no palette to show
+        colours = ()
+    return Labels(tuple(classes), {value: table[old] for value, old in by_value.items()}, colours, reduce, rewrite)
+
+
+def _order_ids(ids: Sequence[int], names: Sequence[str]) -> tuple[Sequence[str], dict[int, int]]:
+    """Names, and id in the masks -> id of the class."""
+    gaps = [high - low for low, high in pairwise(ids)]
+    levels = bool(gaps) and min(gaps) >= LEVEL_GAP and len(names) in (0, len(ids))  # 0 and 255, or 0, 127, 255
+    kept = [value for value in ids if levels or value != IGNORED]
+    if not names:
+        if not levels and kept and kept[0] == 1 and kept[-1] == len(kept):  # 1, 2, 3, ...: mmseg subtracts 1
+            return [f'class_{value}' for value in kept], {value: value - 1 for value in kept}
+        made = ['background', 'object'] if levels and len(kept) == 2 else [f'class_{value}' for value in kept]
+        return made, {old: new for new, old in enumerate(kept)}
+    if levels and len(names) == len(kept):
+        return names, {old: new for new, old in enumerate(kept)}
+    if kept and kept[-1] < len(names):  # classes may be absent
+        return names, {value: value for value in kept}
+    without_zero = [value for value in kept if value]
+    if without_zero and without_zero[-1] == len(names):  # ids from 1, 0 is unlabelled
+        return names, {value: value - 1 for value in without_zero}
+    for found in (kept, without_zero):
+        if len(found) == len(names):
+            return names, {old: new for new, old in enumerate(found)}
+    shown = ', '.join(map(str, kept[:20])) + (', ...' if len(kept) > 20 else '')
+    raise ValueError(
+        f'{len(names)} classes are named, but the masks hold {len(kept)} ids: {shown}. Name all of them in the order '
+        'of their ids, or give the ids of no class with --ignore'
+    )
+
+
+def _subtracts_one(table: Mapping[int, int]) -> bool:
+    """Whether mmseg's ``reduce_zero_label`` does the same as the table."""
+    return all(new == (IGNORED if old in (0, IGNORED) else old - 1) for old, new in table.items())
+
+
+def _read_colours(summary: DataSummary, names: Sequence[str], colours: Sequence[Colour]) -> Labels:
+    values = summary.values
+    if any(isinstance(value, int) for value in values):
+        raise ValueError('some masks hold ids and others colours: give each kind its own folder')
+    found = sorted(value for value in values if isinstance(value, tuple))
+    if names and not colours:
+        raise ValueError(
+            f'the masks hold {len(found)} colours; write the colour of each class behind its name (name R G B). Found: '
+            + ', '.join('{} {} {}'.format(*colour) for colour in found[:MAX_COLOURS])
+        )
+    if not names:
+        if len(found) > MAX_COLOURS:
+            raise ValueError(
+                f'the masks hold {len(found)} colours, too many for classes: give the classes and their colours '
+                'with --classes (one line each: name R G B); other colours are then ignored'
+            )
+        names, colours = ['colour_{:02x}{:02x}{:02x}'.format(*colour) for colour in found], found
+    ids = {colour: index for index, colour in enumerate(colours)}
+    table: dict[Value, int] = {colour: ids.get(colour, IGNORED) for colour in found}
+    if all(new == IGNORED for new in table.values()):
+        shown = ', '.join('{} {} {}'.format(*colour) for colour in found[:10])
+        raise ValueError(f'none of the colours of the classes is in the masks, which hold {shown}')
+    return Labels(tuple(names), table, tuple(colours), rewrite='the masks hold colours')
