@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,10 @@ from conftest import ROOT, free_port, run, tool
 pytestmark = pytest.mark.slow
 
 BREAK = """
-import os, signal, time
-import torch
+import os, signal
 from mmcv.transforms import BaseTransform
 from mmseg.registry import TRANSFORMS
+from torch.utils.data import get_worker_info
 
 
 @TRANSFORMS.register_module()
@@ -36,7 +37,7 @@ class Break(BaseTransform):
                 results['inputs'][0, 3, 5] = float('nan')
             elif self.action == 'ignore':
                 results['data_samples'].gt_sem_seg.data.fill_(255)
-            else:  # of the worker process
+            elif get_worker_info():  # not in the check of the data before the training
                 os.kill(os.getpid(), getattr(signal, self.action))
         return results
 """
@@ -151,19 +152,44 @@ def alive(pid):
         return False
 
 
+def ranks_of(launcher):
+    children = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(launcher)], text=True, stdout=subprocess.PIPE)
+    return [int(pid) for pid in children.stdout.split()]
+
+
+def ranks_left(launcher):
+    try:
+        os.killpg(launcher.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def endless(folder, *options):
+    """Options of a training that ends only when it is stopped."""
+    steps = ('train_cfg.max_iters=100000', 'train_cfg.val_interval=100000', 'param_scheduler=None')
+    return ('--work-dir', folder, '--cfg-options', *steps, *options)
+
+
+@contextmanager
+def two_ranks(config, folder, *options):
+    """torchrun with two ranks that have begun to train; ended at the end."""
+    command = (ROOT / 'tools/dist_train.sh', config, 2, *endless(folder, *options))
+    launcher = start(*command, MASTER_PORT=free_port())
+    try:
+        wait_for(folder / 'iter_3.pth', launcher)
+        yield launcher
+    finally:
+        if ranks_left(launcher):
+            os.killpg(launcher.pid, signal.SIGKILL)
+        launcher.communicate()
+
+
 @pytest.mark.faults
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_second_training_in_a_folder_is_refused(tiny_config, tmp_path):
     """While the first one runs; not after it was killed."""
-    options = (
-        '--work-dir',
-        tmp_path,
-        '--cfg-options',
-        'train_cfg.max_iters=100000',
-        'train_cfg.val_interval=100000',
-        'param_scheduler=None',
-    )
-    first = start(sys.executable, ROOT / 'tools/train.py', tiny_config, *options)
+    first = start(sys.executable, ROOT / 'tools/train.py', tiny_config, *endless(tmp_path))
     try:
         wait_for(tmp_path / 'iter_3.pth', first)
         code, printed = run(sys.executable, ROOT / 'tools/train.py', tiny_config, '--work-dir', tmp_path, check=False)
@@ -179,25 +205,10 @@ def test_second_training_in_a_folder_is_refused(tiny_config, tmp_path):
     assert not (tmp_path / '.train.lock').read_text()
 
 
-def ranks_of(launcher):
-    children = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(launcher)], text=True, stdout=subprocess.PIPE)
-    return [int(pid) for pid in children.stdout.split()]
-
-
 @pytest.mark.faults
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='a signal of Linux')
 def test_ranks_die_with_torchrun(tiny_config, tmp_path):
-    options = (
-        '--work-dir',
-        tmp_path,
-        '--cfg-options',
-        'train_cfg.max_iters=100000',
-        'train_cfg.val_interval=100000',
-        'param_scheduler=None',
-    )
-    launcher = start(ROOT / 'tools/dist_train.sh', tiny_config, 2, *options, MASTER_PORT=free_port())
-    try:
-        wait_for(tmp_path / 'iter_3.pth', launcher)
+    with two_ranks(tiny_config, tmp_path) as launcher:
         ranks = ranks_of(launcher.pid)
         assert len(ranks) == 2
         launcher.kill()
@@ -205,39 +216,17 @@ def test_ranks_die_with_torchrun(tiny_config, tmp_path):
         while any(map(alive, ranks)) and time.monotonic() < until:
             time.sleep(0.2)
         assert not any(map(alive, ranks))
-    finally:
-        if ranks_left(launcher):
-            os.killpg(launcher.pid, signal.SIGKILL)
-        launcher.communicate()
-
-
-def ranks_left(launcher):
-    try:
-        os.killpg(launcher.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.faults
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_a_stopped_rank_ends_the_job(tiny_config, tmp_path):
     """``env_cfg.dist_cfg.timeout``; torchrun then ends the stopped rank, after 30 s."""
-    options = (
-        '--work-dir', tmp_path, '--cfg-options', 'train_cfg.max_iters=100000', 'train_cfg.val_interval=100000',
-        'param_scheduler=None',
-        'env_cfg.dist_cfg.timeout=10',
-    )  # fmt: skip
-    launcher = start(ROOT / 'tools/dist_train.sh', tiny_config, 2, *options, MASTER_PORT=free_port())
-    try:
-        wait_for(tmp_path / 'iter_3.pth', launcher)
+    with two_ranks(tiny_config, tmp_path, 'env_cfg.dist_cfg.timeout=10') as launcher:
         os.kill(ranks_of(launcher.pid)[1], signal.SIGSTOP)
         printed = launcher.communicate(timeout=120)[0]
         assert launcher.returncode != 0
         assert re.search('[Tt]imed out|[Tt]imeout', printed), printed[-2000:]
-    finally:
-        if ranks_left(launcher):
-            os.killpg(launcher.pid, signal.SIGKILL)
 
 
 @pytest.mark.faults
