@@ -1,7 +1,8 @@
 """Segmentors to export: methods, heads, and a table of errors.
 
 ``python tests/export_cases.py [WEIGHTS]`` exports every method with every head, for two fixed sizes and with open size,
-and prints the largest error of the logits. With WEIGHTS of a DINOv2 ViT-S/14, it takes that trunk instead of a tiny one.
+and prints the largest error of the logits. With WEIGHTS of a DINOv2 ViT-S/14, it takes that trunk, not
+a tiny one.
 """
 
 import sys
