@@ -209,7 +209,7 @@ class TestPlan:
             iterations = [plan.max_iters.value for plan in plans]
             epochs = [i * plan.batch_size.value / n for i, plan, n in zip(iterations, plans, numbers)]
             assert iterations == sorted(iterations) and epochs == sorted(epochs, reverse=True)
-            assert iterations[0] >= low and iterations[-1] == high
+            assert iterations[0] >= low and high / 2 < iterations[-1] <= high
             assert all(plan.warmup.value < plan.interval.value <= plan.max_iters.value // 5 for plan in plans)
 
     def test_memory_bounds_the_batch(self, summary):
