@@ -6,7 +6,11 @@ CONFIG := configs/davpt_upernet_miniscenes.py
 WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 
 STACKLESS := datasets/test_archives datasets/test_download datasets/test_prepare weights/test_fetch weights/test_convert
-STACKLESS += guidance/test_guidance_functions tuning/test_battery trunks/test_projections faults/test_downloads
+STACKLESS += guidance/test_guidance_functions guidance/test_assignment tuning/test_battery trunks/test_projections
+STACKLESS += faults/test_downloads test_architecture
+# Single tests of torch and timm, which are the same there.
+STACKLESS_TESTS := benchmarks/test_speed.py::test_quick
+STACKLESS_TESTS += models/test_compile.py::test_backbone_compiles_without_a_graph_break
 
 .PHONY: train test test-upstream test-faults lint types format clean
 
@@ -19,7 +23,8 @@ test: .venv/installed-dev
 
 # The same tests on upstream's mmsegmentation 1.2.2, but for those that meet nothing of OpenMMLab.
 test-upstream: .venv-upstream/installed
-	.venv-upstream/bin/python -m pytest -n 2 --dist loadscope $(addprefix --ignore=tests/,$(addsuffix .py,$(STACKLESS)))
+	.venv-upstream/bin/python -m pytest -n 2 --dist loadscope $(addprefix --ignore=tests/,$(addsuffix .py,$(STACKLESS))) \
+		$(addprefix --deselect=tests/,$(STACKLESS_TESTS))
 
 # The long fault injection; a fast selection is part of the tests. -s shows the outcomes.
 test-faults: .venv/installed-dev

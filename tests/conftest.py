@@ -1,4 +1,5 @@
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -170,6 +171,24 @@ def run(*command, cwd=ROOT, check=True, **environment):
     )
     assert not check or done.returncode == 0, done.stdout[-4000:]
     return done.stdout if check else (done.returncode, done.stdout)
+
+
+@pytest.fixture
+def tool_here(monkeypatch, capfd):
+    """Runs tools/NAME.py in this process, where the process is not what is tested; returns what it printed."""
+
+    def run_here(name, *arguments):
+        monkeypatch.setattr('sys.argv', [f'{name}.py', *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            runpy.run_path(str(ROOT / 'tools' / f'{name}.py'), run_name='__main__')
+        except SystemExit as end:
+            if end.code:
+                raise
+        printed = capfd.readouterr()
+        return printed.err + printed.out
+
+    return run_here
 
 
 def free_port():

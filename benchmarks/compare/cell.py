@@ -70,6 +70,8 @@ def run_cell(cfg: Config, method: str, folder: str | Path, keep: bool = False) -
     digest = config_hash(cfg)  # before the folder is filled in
     cfg.work_dir, cfg.resume = str(folder), True
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='PairedHeadsHook')]
+    if not any(hook['type'] == 'TrainingGuardHook' for hook in cfg.custom_hooks):  # a suite has replaced the hooks
+        cfg.custom_hooks.append(dict(type='TrainingGuardHook'))
     cfg.train_cfg.val_begin = cfg.train_cfg.max_iters + 1  # evaluated once, by _evaluate
     cfg.default_hooks.checkpoint.update(max_keep_ckpts=1, save_last=True)
     trained = Runner.from_cfg(cfg)

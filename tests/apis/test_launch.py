@@ -74,9 +74,9 @@ def test_amp_without_a_gpu_refuses_float16():
 
 
 @pytest.mark.parametrize(('options', 'expected'), [([], False), (['--resume'], True)])
-def test_config_without_resume(options, expected, tmp_path, monkeypatch):
+def test_config_without_resume(options, expected, tmp_path, scenes, monkeypatch):
     """The key is optional in mmseg."""
-    cfg = load_config(ROOT / 'configs/davpt_upernet_miniscenes.py')
+    cfg = load_config(ROOT / 'configs/davpt_upernet_miniscenes.py', {'data_root': str(scenes)})
     cfg.pop('resume')
     cfg.dump(tmp_path / 'config.py')
     built = []

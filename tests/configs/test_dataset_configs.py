@@ -119,9 +119,9 @@ def test_missing_own_masks_name_the_layout(own_masks):
 
 
 @pytest.mark.slow
-def test_own_masks_are_checked_and_trained(own_masks):
+def test_own_masks_are_checked_and_trained(own_masks, tool_here):
     data = ['--cfg-options', f'data_root={own_masks}/data']
-    assert '0 errors' in tool('check_dataset', own_masks / 'mine.py', *data)
+    assert '0 errors' in tool_here('check_dataset', own_masks / 'mine.py', *data)
     printed = tool(
         'train', own_masks / 'mine.py', '--work-dir', own_masks / 'run', *data,
         'model.backbone.arch=test_vit', 'model.backbone.pretrained=False', 'model.backbone.allow_random=True',

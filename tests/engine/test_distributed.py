@@ -15,11 +15,20 @@ from mmseg_davpt.apis import leave_process_group
 C = 5
 
 
-def rank_main(rank, port, case, folder):
+CASES = ('ignored', 'one class', 'all classes')
+
+
+def rank_main(rank, port, folder):
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port, WORLD_SIZE='2', RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     dist.init_process_group('gloo')
     init_default_scope('mmseg')
+    for case in CASES:
+        train_case(rank, case, folder)
+    leave_process_group()
+
+
+def train_case(rank, case, folder):
     torch.manual_seed(0)
     model = MODELS.build(segmentor_cfg(C, tuning='davpt_plus')).train()
     part = model.guidance.assignments[0]
@@ -40,14 +49,20 @@ def rank_main(rank, port, case, folder):
     assert all(gradient is not None and gradient.isfinite().all() for gradient in state.values())
     if rank == 1 and case == 'ignored':
         assert losses['loss_guide_patch'].item() == losses['loss_guide_proto'].item() == 0.0
-    torch.save(state | part.state_dict(), f'{folder}/{rank}.pth')
-    leave_process_group()
+    torch.save(state | part.state_dict(), f'{folder}/{case}{rank}.pth')
 
 
-@pytest.mark.parametrize('case', ['ignored', 'one class', 'all classes'])
-def test_ranks_agree_whatever_they_see(case, tmp_path):
-    torch.multiprocessing.spawn(rank_main, (free_port(), case, str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in range(2))
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """Folder of what each rank saved of each case."""
+    folder = tmp_path_factory.mktemp('ranks')
+    torch.multiprocessing.spawn(rank_main, (free_port(), str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_ranks_agree_whatever_they_see(case, saved):
+    first, second = (torch.load(saved / f'{case}{rank}.pth', weights_only=True) for rank in range(2))
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
