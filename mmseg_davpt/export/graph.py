@@ -66,7 +66,9 @@ class SegmentationGraph(nn.Module):
         self.register_buffer('mean', preprocessor.mean if preprocessor._enable_normalize else torch.zeros(3, 1, 1))
         self.register_buffer('std', preprocessor.std if preprocessor._enable_normalize else torch.ones(3, 1, 1))
         # mmseg reads BGR: a preprocessor that exchanges channels feeds RGB to the backbone, another one BGR.
-        self.channels = 'RGB' if preprocessor._channel_conversion else 'BGR'
+        # mmseg 1.2 calls the flag channel_conversion, the maintained fork _channel_conversion.
+        exchanged = vars(preprocessor).get('_channel_conversion', vars(preprocessor).get('channel_conversion', False))
+        self.channels = 'RGB' if exchanged else 'BGR'
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits.
