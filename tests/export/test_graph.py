@@ -39,9 +39,9 @@ def test_methods_and_heads(method, head):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     graph = compare(model, (64, 96))
     compare(model, (160, 112))
-    assert ('tuned.prompts' in str(list(graph.backbone.state_dict()))) is False
+    assert not any('prompts.' in name for name in graph.backbone.state_dict())  # constants take their place
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(buffer.requires_grad for buffer in graph.parameters())
+    assert not any(parameter.requires_grad for parameter in graph.parameters())
 
 
 @pytest.mark.parametrize('tuning', ['vpt_shallow', 'ssf', 'dora', 'convpass', 'full', 'frozen'])
@@ -72,7 +72,7 @@ def test_positions_are_those_of_timm(source, target):
     for prefix in (0, 1, 5):
         table = torch.randn(1, prefix + source[0] * source[1], 8)
         expected = resample_abs_pos_embed(table, target, source, prefix)
-        torch.testing.assert_close(_resample_positions(table, target, source, prefix), expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(_resample_positions(table, target, source, prefix), expected, rtol=0, atol=1e-5)
 
 
 def test_pooling_is_that_of_torch():
