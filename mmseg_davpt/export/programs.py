@@ -19,6 +19,7 @@ from ..datasets.mask_files import file_ids
 from .graph import SegmentationGraph, exportable_positions
 
 MAX_ERROR = 1e-4  # of logits, in float32
+MIN_PATCHES = 4  # of a side with open size: a map of one cell, behind a pooling, follows other rules
 MAX_ONNX = 2_000_000_000  # bytes; a protobuf file ends at 2 GiB
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
@@ -38,7 +39,7 @@ def export_onnx(
     Args:
         model: The segmentor, with its weights.
         out: File to write.
-        size: (height, width) of images; ``None`` for any multiple of the patch size.
+        size: (height, width) of images; ``None`` for any multiple of the patch size, from ``MIN_PATCHES`` patches on.
         normalize: Whether images are RGB pixels, 0 to 255. Otherwise they are normalised as the backbone expects.
 
     Returns:
@@ -119,13 +120,11 @@ def _trace(graph: SegmentationGraph, size: Sequence[int] | None) -> torch.export
     _check_size(graph, size)
     dims: dict[int, Any] = {0: Dim('batch', min=1)}
     if size is None:
-        # 16 and 17 patches: equal sides, or sides of 1 patch, would be taken for a rule.
+        # An example: equal sides, or few patches, would be taken for a rule.
         size = 16 * patch[0], 17 * patch[1]
-        dims |= {2: patch[0] * Dim('rows', min=2), 3: patch[1] * Dim('columns', min=2)}
+        dims |= {2: patch[0] * Dim('rows', min=MIN_PATCHES), 3: patch[1] * Dim('columns', min=MIN_PATCHES)}
     with torch.no_grad(), exportable_positions():
-        return torch.export.export(
-            graph, (torch.zeros(2, 3, *size),), dynamic_shapes={'images': dims}, strict=False
-        ).run_decompositions({})
+        return torch.export.export(graph, (torch.zeros(2, 3, *size),), dynamic_shapes={'images': dims}, strict=False)
 
 
 def _check_size(graph: SegmentationGraph, size: Sequence[int] | None) -> None:
@@ -156,7 +155,9 @@ def _finish(
 ) -> dict[tuple[int, ...], float]:
     """Compare for several shapes, then give the file its name."""
     patch = graph.patch_size
-    sizes = [tuple(size)] if size is not None else [(8 * patch[0], 9 * patch[1]), (21 * patch[0], 13 * patch[1])]
+    sizes = (
+        [tuple(size)] if size is not None else [(MIN_PATCHES * patch[0], 9 * patch[1]), (21 * patch[0], 13 * patch[1])]
+    )
     draw = torch.Generator().manual_seed(0)
     errors: dict[tuple[int, ...], float] = {}
     for shape in [(number, 3, *sides) for sides in sizes for number in (1, 3)]:
