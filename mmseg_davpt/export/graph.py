@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, cast
 from unittest import mock
@@ -63,12 +63,13 @@ class SegmentationGraph(nn.Module):
             _replace_pooling(head)
         self.normalize = normalize
         preprocessor = model.data_preprocessor
-        self.register_buffer('mean', preprocessor.mean if preprocessor._enable_normalize else torch.zeros(3, 1, 1))
-        self.register_buffer('std', preprocessor.std if preprocessor._enable_normalize else torch.ones(3, 1, 1))
-        # mmseg reads BGR: a preprocessor that exchanges channels feeds RGB to the backbone, another one BGR.
-        # mmseg 1.2 calls the flag channel_conversion, the maintained fork _channel_conversion.
-        exchanged = vars(preprocessor).get('_channel_conversion', vars(preprocessor).get('channel_conversion', False))
-        self.channels = 'RGB' if exchanged else 'BGR'
+        normalized = bool(preprocessor._enable_normalize)
+        self.register_buffer('mean', preprocessor.mean if normalized else torch.zeros(3, 1, 1))
+        self.register_buffer('std', preprocessor.std if normalized else torch.ones(3, 1, 1))
+        # mmseg reads BGR: a preprocessor that exchanges channels feeds RGB to the backbone, another one BGR. Measured,
+        # as the two libraries name this setting differently.
+        black, blue = normalize_pixels(preprocessor, [torch.zeros(3, 1, 1), torch.tensor([255.0, 0, 0]).view(3, 1, 1)])
+        self.channels = 'RGB' if black[0] == blue[0] else 'BGR'
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits.
@@ -95,6 +96,13 @@ def _require_exportable(model: Any) -> None:
             f'export: decode_head is a {type(head).__name__}, whose forward gives no logits. --to full keeps it'
         )
     backbone.require_weights()
+
+
+def normalize_pixels(preprocessor: nn.Module, images: Sequence[Tensor]) -> Tensor:
+    """BGR images ``(3, H, W)`` of one size -> what the backbone gets, ``(B, 3, H, W)``, without padding."""
+    unpadded: Any = copy(preprocessor)
+    unpadded.test_cfg = None  # the padding of tests
+    return unpadded(dict(inputs=list(images)))['inputs']
 
 
 class FoldedPrompts(nn.Module):

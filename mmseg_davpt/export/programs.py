@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from ..datasets.mask_files import file_ids
-from .graph import SegmentationGraph, exportable_positions
+from .graph import SegmentationGraph, exportable_positions, normalize_pixels
 
 MAX_ERROR = 1e-4  # of logits, in float32
 MIN_PATCHES = 4  # of a side with open size: a map of one cell, behind a pooling, follows other rules
@@ -182,7 +182,7 @@ def _reference(model: EncoderDecoder, images: Tensor, normalize: bool) -> Tensor
     device = next(model.parameters()).device
     images = images.to(device)
     if normalize:
-        images = model.data_preprocessor(dict(inputs=list(images.flip(1))))['inputs']
+        images = normalize_pixels(model.data_preprocessor, list(images.flip(1)))
     shape = tuple(images.shape[-2:])
     metas = [dict(img_shape=shape, ori_shape=shape, pad_shape=shape)] * len(images)
     return model.eval().encode_decode(images, metas).float().cpu()
