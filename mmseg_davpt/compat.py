@@ -7,6 +7,7 @@ before a Runner is built. A shim that the environment does not need does nothing
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import io
@@ -53,6 +54,7 @@ def apply() -> None:
     _allow_upstream_checkpoints()
     _silence_warnings()
     _silence_mmseg_import()
+    _name_unreadable_images()
 
 
 def _require_openmmlab() -> None:
@@ -252,6 +254,34 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
     End: when mmengine no longer makes these calls.
     """
     return not record.getMessage().startswith(tuple(_SILENT_LINES))
+
+
+def _name_unreadable_images() -> None:
+    """Let mmcv's ``LoadImageFromFile`` name the image in every error.
+
+    Reason: it names a file that opencv does not know, but passes on opencv's exceptions, which name none (an empty
+    file, a header of too many pixels). Validation and test pipelines cannot use another transform: mmseg's inference
+    functions look for this name.
+    End: when mmcv names the file.
+    """
+    from mmcv.transforms import LoadImageFromFile
+
+    transform = LoadImageFromFile.transform
+    if hasattr(transform, '__wrapped__'):
+        return
+
+    @functools.wraps(transform)
+    def named(self: LoadImageFromFile, results: dict[str, Any]) -> dict[str, Any] | None:
+        try:
+            loaded: dict[str, Any] | None = transform(self, results)
+        except Exception as error:  # a decoder may raise any exception
+            path, reason = str(results['img_path']), str(error).strip()
+            if path in reason:
+                raise
+            raise ValueError(f'image {path}: cannot be read ({type(error).__name__}: {reason[:200]})') from error
+        return loaded
+
+    LoadImageFromFile.transform = named
 
 
 # What HistoryBuffer registers as statistics. Not read from its table, to which a checkpoint adds.

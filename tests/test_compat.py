@@ -5,10 +5,12 @@ import pickle
 import subprocess
 import sys
 
+import cv2
 import pytest
 import torch
 from conftest import ROOT
 from foreign_formats import hostile_objects
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
@@ -40,9 +42,10 @@ def test_mmseg_base_configs_are_found(tmp_path):
 
 
 def test_applying_twice_is_harmless():
-    libraries = len(compat._libraries)
+    libraries, transform = len(compat._libraries), LoadImageFromFile.transform
     compat.apply()
     assert len(compat._libraries) == libraries
+    assert LoadImageFromFile.transform is transform
 
 
 def test_nothing_is_defined_where_torchvision_works(monkeypatch):
@@ -61,6 +64,29 @@ def test_both_stacks_at_once_are_named(monkeypatch):
     monkeypatch.setattr(compat, 'installed', lambda name: True)
     with pytest.warns(UserWarning, match='mmengine and onedl-mmengine are both installed'):
         compat._require_openmmlab()
+
+
+class TestUnreadableImages:
+    def load(self, path, **options):
+        return LoadImageFromFile(**options)(dict(img_path=str(path)))
+
+    def test_what_names_no_file(self, tmp_path):
+        (tmp_path / 'a.jpg').touch()
+        with pytest.raises(ValueError, match=rf'image {tmp_path}/a.jpg: cannot be read \(.*empty') as error:
+            self.load(tmp_path / 'a.jpg')
+        assert isinstance(error.value.__cause__, cv2.error)
+        assert '\n' not in str(error.value)
+
+    def test_what_names_the_file_is_unchanged(self, tmp_path):
+        (tmp_path / 'a.jpg').write_text('text')
+        with pytest.raises(AssertionError, match=f'^failed to load image: {tmp_path}/a.jpg$'):
+            self.load(tmp_path / 'a.jpg')
+        with pytest.raises(FileNotFoundError):
+            self.load(tmp_path / 'b.jpg')
+
+    def test_ignored(self, tmp_path):
+        (tmp_path / 'a.jpg').touch()
+        assert self.load(tmp_path / 'a.jpg', ignore_empty=True) is None
 
 
 @pytest.fixture

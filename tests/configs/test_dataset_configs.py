@@ -3,10 +3,11 @@
 import cv2
 import numpy as np
 import pytest
+from bad_images import huge_header
 from conftest import ROOT, tool
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, TRANSFORMS
 from small_configs import walk
 
 from mmseg_davpt.apis import load_config
@@ -38,6 +39,20 @@ def test_bases_are_alike(path):
     assert all(names.count('CheckedLoadAnnotations') == 1 for names in types)
     if 'Resize' in types[0]:  # truth keeps its size
         assert types[0].index('Resize') < types[0].index('CheckedLoadAnnotations')
+
+
+@pytest.mark.parametrize('path', BASES, ids=lambda path: path.stem)
+def test_a_bad_image_is_named_by_every_pipeline(path, tmp_path):
+    """Also of validation and tests, which load with mmcv's transform."""
+    image, cfg = tmp_path / 'bad.jpg', Config.fromfile(path)
+    pipelines = [cfg[f'{name}_dataloader'].dataset.pipeline for name in ('train', 'val', 'test')] + [cfg.tta_pipeline]
+    steps = [step for pipeline in pipelines for step in pipeline if 'LoadImage' in step.type]
+    assert len(steps) == 4
+    for data in (b'', huge_header(65000, 65000), b'text'):
+        image.write_bytes(data)
+        for step in steps:
+            with pytest.raises((ValueError, AssertionError), match=str(image)):
+                TRANSFORMS.build(step)(dict(img_path=str(image)))
 
 
 def mask_steps(cfg):
