@@ -10,7 +10,9 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
+from mmengine.visualization import Visualizer
 from mmseg.structures import SegDataSample
+from mmseg.visualization import SegLocalVisualizer
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmseg_davpt.datasets import make_miniscenes
@@ -36,6 +38,23 @@ def pytest_collection_modifyitems(config, items):
 def _seed_and_scope():
     init_default_scope('mmseg')
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _visualizers_per_module():
+    forget_visualizers()
+
+
+@pytest.fixture(autouse=True)
+def _visualizers_per_test():
+    yield
+    forget_visualizers()
+
+
+def forget_visualizers():
+    """MMEngine keeps the first visualizer of a name per process: a later run would write into its folder."""
+    for kind in (Visualizer, SegLocalVisualizer):
+        kind._instance_dict.clear()
 
 
 @pytest.fixture
