@@ -12,7 +12,6 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmengine.visualization import Visualizer
 from mmseg.structures import SegDataSample
-from mmseg.visualization import SegLocalVisualizer
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmseg_davpt.datasets import make_miniscenes
@@ -53,7 +52,7 @@ def _visualizers_per_test():
 
 def forget_visualizers():
     """MMEngine keeps the first visualizer of a name per process: a later run would write into its folder."""
-    for kind in (Visualizer, SegLocalVisualizer):
+    for kind in (Visualizer, *Visualizer.__subclasses__()):
         kind._instance_dict.clear()
 
 
