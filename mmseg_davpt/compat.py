@@ -190,7 +190,7 @@ def _allow_upstream_checkpoints() -> None:
 # Starts of warnings about which users of this project can do nothing -> why.
 _SILENT_WARNINGS = {
     r'Fail to import ``MultiScaleDeformableAttention``': 'mmcv-lite has no operators; heads that need them say so',
-    r'The draw is False, it means that the': 'pictures are off in every training; tools/test.py --show-dir draws them',
+    r'The draw is False, it means that the': 'pictures of this hook are off in every training',
     r'Default ``avg_non_ignore`` is False': "mmseg's default, which its own configs and results use",
 }
 _SILENT_LINES = {

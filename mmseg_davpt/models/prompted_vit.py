@@ -43,7 +43,7 @@ class PromptedViT(BaseModule):
     Args:
         arch: timm name, e.g. ``vit_base_patch16_224.augreg_in21k``.
         pretrained: ``True`` for timm's hub, a path (formats: ``docs/weights.md``), or ``False``. Read by
-            :meth:`init_weights`, never here: a model that gets a full checkpoint asks no hub and no file.
+            :meth:`init_weights`, never here: a model that loads a full checkpoint needs neither the hub nor a file.
         img_size: Size in pixels that the position table is made for; ``None`` keeps the pretrained table. Every input
             size works with either.
         out_indices: Blocks whose outputs are handed on, ascending; negative ones count from the end.
@@ -345,7 +345,7 @@ def _add_trunk(module: PromptedViT, state: dict[str, Tensor], prefix: str, finge
     fingerprint.require_match(module.fingerprint(), 'the hub' if module.pretrained is True else str(module.pretrained))
     trained = {name for name, parameter in module.trunk.named_parameters() if parameter.requires_grad}
     for name, tensor in module.trunk.state_dict().items():
-        if name not in trained:  # these are in the file; where they are not, loading says so
+        if name not in trained:  # the file holds these; loading fails where it does not
             state.setdefault(f'{prefix}trunk.{name}', tensor)
 
 
