@@ -20,7 +20,7 @@ from mmseg_davpt.datasets import check_data_roots
 
 from .cell import run_cell
 from .suite import Cell, Suite, load_suite
-from .table import format_table, plot, summarise
+from .table import format_table, plot, summarize
 
 QUICK_SUITE = Path(__file__).parents[1] / 'suites/quick.py'
 Row = dict[str, Any]
@@ -156,7 +156,7 @@ def write_results(suite: Suite, rows: Mapping[tuple[str, int], Row], out: Path) 
     finished = [rows[cell.method, cell.seed] for cell in suite.cells() if (cell.method, cell.seed) in rows]
     if not finished:
         return
-    summaries = summarise(finished, suite.baseline)
+    summaries = summarize(finished, suite.baseline)
     table = format_table(summaries, suite.baseline, suite.titles)
     (out / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in finished))
     (out / 'table.md').write_text(table + '\n')

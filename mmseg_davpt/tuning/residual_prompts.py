@@ -24,7 +24,7 @@ class ResidualPrompts(DeepPrompts):
         a_nm = mean over heads of softmax_m(q_n . k_m / sqrt(d))
         x_n += LS1(attention output) + sum_m a_nm V_m
 
-    The trunk's own queries choose among the prompts, by the scores that the guidance shapes. The values are zero at the
+    The trunk's queries choose among the prompts, by the scores that the guidance shapes. The values are zero at the
     start, so training begins with the unchanged trunk.
 
     The keys are those of VPT and DA-VPT. A separate softmax that starts without effect is LLaMA-Adapter's (Zhang et

@@ -57,7 +57,7 @@ _OPCODES = (
 
 
 class RefusedError(pickle.UnpicklingError):
-    """A pickle holds what no weight file needs; the message says what."""
+    """A pickle holds what no weight file needs; the message names it."""
 
 
 class _BoundedFile:
@@ -281,7 +281,7 @@ class BoundedUnpickler(_Unpickler):
 
 
 class Inert:
-    """Replaces every class that a TorchScript archive names. It keeps attributes and has no behaviour."""
+    """Replaces every class that a TorchScript archive names. It keeps attributes and has no behavior."""
 
 
 class ScriptUnpickler(BoundedUnpickler):
@@ -418,7 +418,7 @@ def _fill_array(array: np.ndarray[Any, Any], version: Any, shape: Any, dtype: An
 
 
 def _fill_history(history: HistoryBuffer, state: Mapping[str, Any]) -> None:
-    """Set the values; the statistics are those of the class, whatever the file says."""
+    """Set the values; the statistics are those of the class, whatever the file holds."""
     values, counts = state['_log_history'], state['_count_history']
     if not (isinstance(values, np.ndarray) and isinstance(counts, np.ndarray) and values.shape == counts.shape):
         raise RefusedError('a HistoryBuffer holds no arrays')

@@ -34,7 +34,7 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=4,
     persistent_workers=True,
-    timeout=100,  # seconds without a batch until the training ends; 0, as torch wants it, without workers
+    timeout=100,  # seconds without a batch until the training ends; 0, which torch requires, without workers
     sampler=dict(type='ReplayableSampler', shuffle=True),
 )
 val_dataloader = dict(

@@ -18,7 +18,7 @@ model = dict(
         pretrained=True,
         img_size=(512, 512),
         out_indices=(2, 5, 8, 11),
-        tuning='davpt_gated',  # prompts behind a gate that is zero at first, initialised with class prototypes
+        tuning='davpt_gated',  # prompts behind a gate that is zero at first, initialized with class prototypes
         prompts=dict(num=20),  # per block
     ),
     guidance=dict(  # the metric loss
