@@ -65,7 +65,7 @@ def main() -> None:
             if args.show_dir:
                 draw_predictions(runner, name == list(tests)[-1])  # one folder, hence the pictures of one test
             results[name] = run_test(runner, cfg)
-            if is_main_process():  # results first: a picture must not lose them
+            if is_main_process():  # results first: an error in a picture must not lose them
                 save_results(path, args.config, args.checkpoint, len(runner.test_dataloader.dataset), results)
                 pictures.append(grid.draw(runner, Path(runner.work_dir, picture)))
     if is_main_process():
