@@ -1,13 +1,18 @@
-"""Draw the picture of the README: an image, its classes, attention to prompts, and classes against prompts.
+r"""Draw the picture of the README: an image, its classes, attention to prompts, and classes against prompts.
 
-python -m benchmarks.overview_picture CONFIG TASK IMAGE --trunk WEIGHTS --classes car tree
+python -m benchmarks.overview_picture CONFIG TASK IMAGE --trunk WEIGHTS --classes tree road
 
-The stored picture is of generated scenes. As many prompts as classes in the guided block, so that each class has one:
+The stored picture shows generated scenes. The guided block has as many prompts as there are classes, so that each class
+has one:
 
+PROMPTS="model.backbone.prompts.num=[20,20,20,20,20,20,20,20,20,20,20,16]"
+TRUNK=weights/vit_small_patch14_dinov2.safetensors
+RUN=work_dirs/davpt_upernet_miniscenes
 python tools/get_weights.py vit_small_patch14_dinov2
-python tools/train.py configs/davpt_upernet_miniscenes.py --cfg-options train_cfg.max_iters=600 \
-    model.backbone.prompts.num='[20,20,20,20,20,20,20,20,20,20,20,16]' \
-    default_hooks.checkpoint.type=TaskFileHook default_hooks.checkpoint.interval=200
+python tools/train.py configs/davpt_upernet_miniscenes.py --cfg-options $PROMPTS train_cfg.max_iters=600 \
+    default_hooks.checkpoint.type=TaskFileHook
+python -m benchmarks.overview_picture configs/davpt_upernet_miniscenes.py $RUN/iter_600.task.safetensors \
+    data/miniscenes/seed0/images/validation/0006.jpg --trunk $TRUNK --classes tree road --cfg-options $PROMPTS
 """
 
 from __future__ import annotations
@@ -31,8 +36,7 @@ from mmseg_davpt.apis.inference import load_segmentor
 from mmseg_davpt.reports import PromptAttention, measure_attention
 from mmseg_davpt.reports.overlay import draw_heat
 
-COLORS = 128  # of the written PNG
-BATCHES = 50  # for the table
+BATCHES = 60  # for the table; MiniScenes has 60 validation images
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,8 +65,8 @@ def main() -> None:
     loader = Runner.build_dataloader(cfg.val_dataloader)
     (attention,) = measure_attention(model, islice(loader, BATCHES)).values()
 
-    figure = Figure(figsize=(12, 4.9), layout='constrained')
-    left, right = figure.subfigures(1, 2, width_ratios=[1.45, 1])
+    figure = Figure(figsize=(12, 5.6), layout='constrained')
+    left, right = figure.subfigures(1, 2, width_ratios=[1.5, 1])
     for axis, (title, pixels) in zip(left.subplots(2, 2).ravel(), panels.items()):
         axis.imshow(pixels)
         axis.set_title(title, fontsize=11)
@@ -70,7 +74,8 @@ def main() -> None:
     draw_table(right.subplots(), attention, result.names, result.palette)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=100)
-    Image.open(args.out).convert('RGB').quantize(COLORS).save(args.out, optimize=True)
+    picture = Image.open(args.out).convert('RGB')
+    picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=5).save(args.out, optimize=True)
     print(f'{args.out}: {args.out.stat().st_size / 1000:.0f} kB')
 
 
@@ -85,8 +90,9 @@ def draw_table(
     columns += [prompt for prompt in range(attention.table.shape[1]) if prompt not in columns]
     table = (attention.table / attention.table.sum(dim=1, keepdim=True).clamp(min=1e-12))[rows][:, columns].numpy()
     picture = axis.imshow(100 * table, cmap='viridis', vmin=0)
-    axis.figure.colorbar(picture, ax=axis, shrink=0.75, label='% of the attention to prompts')
-    axis.set_title('pixels of a class, prompt of a class', fontsize=11)
+    axis.figure.colorbar(picture, ax=axis, shrink=0.7, label='% of the attention to prompts', pad=0.03)
+    axis.set_title('attention of the pixels of a class', fontsize=11)
+    axis.set_xlabel('to the prompt of a class', fontsize=11)
     axis.set_yticks(range(len(rows)), [f'{names[index]}   ' for index in rows], fontsize=9)
     titles = ['/'.join(names[index] for index in rows if assigned[index] == prompt) for prompt in columns]
     axis.set_xticks(range(len(columns)), titles, rotation=90, fontsize=9)
