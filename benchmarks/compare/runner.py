@@ -115,7 +115,7 @@ def run_cells(
         while running:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                print(f'Stopped after {minutes:g} minutes; the same command goes on.')
+                print(f'Stopped after {minutes:g} minutes; the same command continues.')
                 _end(pool)
                 break
             for future in wait(running, left, FIRST_COMPLETED).done:

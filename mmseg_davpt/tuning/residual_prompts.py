@@ -16,7 +16,7 @@ from .prompts import DeepPrompts
 
 @TUNING_METHODS.register_module(name='residual_prompts')
 class ResidualPrompts(DeepPrompts):
-    """Prompts ``P^l`` choose, values ``V^l`` act: both of shape ``(M, D)``, in each prompted block.
+    """Prompts ``P^l`` are the keys, ``V^l`` their values: both of shape ``(M, D)``, in each prompted block.
 
     ::
 

@@ -144,7 +144,7 @@ class BoundedUnpickler(_Unpickler):
         raise RefusedError("its pickle is damaged, or of another protocol than torch.save's default, 2")
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name; nothing is imported."""
+        """Return a substitute for a name; nothing is imported."""
         module = dict(__builtin__='builtins', copy_reg='copyreg').get(module, module)
         if module in ('torch', 'torch.cuda', 'torch.storage') and name in STORAGE_TYPES:
             return STORAGE_TYPES[name]
@@ -294,7 +294,7 @@ class ScriptUnpickler(BoundedUnpickler):
     dispatch = dict(BoundedUnpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name: tensors as they are, everything else inert."""
+        """Return a substitute for a name: tensors as they are, everything else inert."""
         if (module, name) == ('torch._utils', '_rebuild_tensor_v2') or name in STORAGE_TYPES:
             return super().find_class(module, name)
         return _ordered if (module, name) == ('collections', 'OrderedDict') else Inert

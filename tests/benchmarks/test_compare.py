@@ -254,7 +254,7 @@ def test_a_suite_is_stopped_continued_and_not_run_again(tmp_path, scenes, capfd)
     compare(suite, out, only=['head only'], minutes=0.02, options=options)  # before the process has imported torch
     stopped = capfd.readouterr().out
     assert '0 cells have finished, 1 to run' in stopped
-    assert 'Stopped after 0.02 minutes; the same command goes on.' in stopped
+    assert 'Stopped after 0.02 minutes; the same command continues.' in stopped
     assert not list(out.glob('cells/*/row.json'))
     command = (sys.executable, ROOT / 'tools/compare.py', suite, '--out', out, '--keep', '--cfg-options')
     first = run(*command, f'data_root={scenes}', cwd=tmp_path)
