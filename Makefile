@@ -30,9 +30,12 @@ test-upstream: .venv-upstream/installed
 test-faults: .venv/installed-dev
 	$(BIN)/python -m pytest -s -m faults tests/faults
 
+# Rules and format of the code, spelling of every file that git tracks, prose of the documentation.
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	git ls-files -z | xargs -0 $(BIN)/codespell
+	git ls-files -z '*.md' | xargs -0 $(BIN)/proselint check
 
 types: .venv/installed-dev
 	$(BIN)/mypy

@@ -139,7 +139,7 @@ def test_test_command(tiny_config, trained, tool_here, tmp_path):
     assert grid.shape[1] > 600
     masks = sorted((tmp_path / 'masks').glob('*.png'))
     assert len(masks) == 3
-    assert cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED).min() >= 1  # ids as in the annotations, 0 is unlabelled
+    assert cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED).min() >= 1  # ids as in the annotations, 0 is unlabeled
     shown = sorted((tmp_path / 'shown').rglob('*.png'))
     assert [path.stem for path in shown] == [path.stem for path in masks]
     height, width = cv2.imread(str(masks[0])).shape[:2]

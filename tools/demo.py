@@ -29,7 +29,7 @@ def main() -> None:
         raise SystemExit(f"the demo needs gradio: pip install 'mmseg-davpt[demo]' ({error})") from error
     auth = demo.check_auth(args.auth)
     if args.host not in ('127.0.0.1', 'localhost', '::1') and auth is None:
-        print(f'Warning: {args.host} can be reached from other machines, without a login (--auth).')
+        print(f'Warning: {args.host} can be reached from other machines, and needs no login (--auth).')
     segmenter = TaskSegmenter(args.trunk, device=args.device, max_pixels=demo.MAX_PIXELS)
     for path in args.tasks:
         segmenter.add_task(path.rpartition('/')[2].removesuffix(SUFFIX), path)

@@ -61,7 +61,7 @@ def main() -> None:
     with checked_checkpoints(runner, args.trust_checkpoint):
         for name, (run_test, picture) in tests.items():
             results[name] = run_test(runner, cfg)
-            if is_main_process():  # results first: a picture must not lose them
+            if is_main_process():  # results first: an error in a picture must not lose them
                 save_results(path, args.config, args.checkpoint, len(runner.test_dataloader.dataset), results)
                 pictures.append(grid.draw(runner, Path(runner.work_dir, picture)))
     if is_main_process():

@@ -2,7 +2,7 @@
 
 The convention of every command: a written mask means the same as a mask of the dataset, and the dataset of the same
 config reads the predicted classes back from it. Under ``reduce_zero_label=True`` a class is written as its id + 1, and
-0, which means "not labelled", never occurs.
+0, which means "not labeled", never occurs.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def write_mask(
         path: File to write; its folder is made.
         mask: Class ids, ``(H, W)``.
         ids: From :func:`file_ids`.
-        palette: RGB colour of each class. The PNG then shows colours in a viewer, and holds the same ids. Pillow, and
-            so ``LoadAnnotations``, reads the ids; opencv reads the colours.
+        palette: RGB color of each class. The PNG then shows colors in a viewer, and holds the same ids. Pillow, and
+            so ``LoadAnnotations``, reads the ids; opencv reads the colors.
 
     Raises:
         ValueError: A palette for ids above 255.
