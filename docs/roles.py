@@ -1,4 +1,4 @@
-"""Docstrings name classes as Sphinx does; on the site these names become links, where the class has an entry."""
+"""Docstrings name classes as Sphinx does; on the site these names, and names of pages, become links."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import griffe
 
 ROLE = re.compile(r':(?:class|func|meth|mod|attr):`(~?)([\w.]+)`')
 
+PAGE = re.compile(r'``docs/(\w+)\.md``')  # every page of the API is one folder below these pages
+LITERAL = re.compile(r'^\s*::$', re.M)  # in front of indented code
+
 
 class Roles(griffe.Extension):
     """``:class:`~a.b.C` `` -> a link with the text ``C``."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Rewrite the roles of one docstring."""
+        """Rewrite one docstring."""
         if obj.docstring is None:
             return
         scope = obj.path if obj.is_class else obj.parent.path if obj.parent else ''
@@ -30,4 +33,6 @@ class Roles(griffe.Extension):
             text = name.rsplit('.', 1)[-1] if short else name
             return f'<autoref optional identifier="{target}"><code>{text}</code></autoref>'
 
-        obj.docstring.value = ROLE.sub(link, obj.docstring.value)
+        text = ROLE.sub(link, obj.docstring.value)
+        text = PAGE.sub(r'<a href="../\1.html"><code>docs/\1.md</code></a>', text)
+        obj.docstring.value = LITERAL.sub('', text)
