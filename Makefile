@@ -12,7 +12,7 @@ STACKLESS += faults/test_downloads test_architecture
 STACKLESS_TESTS := benchmarks/test_speed.py::test_quick
 STACKLESS_TESTS += models/test_compile.py::test_backbone_compiles_without_a_graph_break
 
-.PHONY: train test test-upstream test-faults lint types format clean
+.PHONY: train test test-upstream test-faults docs lint types format clean
 
 train: .venv/installed $(WEIGHTS)
 	$(BIN)/python tools/train.py $(CONFIG)
@@ -29,6 +29,10 @@ test-upstream: .venv-upstream/installed
 # The long fault injection; a fast selection is part of the tests. -s shows the outcomes.
 test-faults: .venv/installed-dev
 	$(BIN)/python -m pytest -s -m faults tests/faults
+
+# The site, in site/. Warnings are errors: links and headings that do not exist, pages that the navigation lacks.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -60,5 +64,10 @@ $(WEIGHTS): | .venv/installed
 	.venv-upstream/bin/python -m pip install --no-deps -e .
 	touch $@
 
+.venv-docs/installed: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -r requirements/docs.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-upstream work_dirs data/miniscenes
+	rm -rf .venv .venv-docs .venv-upstream site work_dirs data/miniscenes

@@ -1,4 +1,4 @@
-"""Draw the figures of the docs: python docs/figures/make.py
+"""Draw the figures of the docs with ``python docs/figures/make.py``.
 
 ``block.svg`` and ``guidance.svg`` show the method. ``front.svg`` and ``speed.svg`` are drawn from the measured rows and
 tables in ``benchmarks/results``.
@@ -19,7 +19,9 @@ RESULTS = HERE.parents[1] / 'benchmarks' / 'results'
 
 def block() -> Drawing:
     """A prompted block, and the three forms in which prompts join its attention."""
-    d = Drawing(1080, 610, 'A prompted block: prompts pass LN1 and the key and value projections and join the attention')
+    d = Drawing(
+        1080, 610, 'A prompted block: prompts pass LN1 and the key and value projections and join the attention'
+    )
     d.text(20, 30, 'A block with prompts (VPT-Deep, DA-VPT)', 18, 'start', bold=True)
     d.legend(560, 30, {'trained': 'trained', 'frozen': 'frozen', 'computed': 'computed'}, 130)
 
@@ -77,10 +79,17 @@ def block() -> Drawing:
     # The three forms.
     d.text(20, 432, 'Three forms of the attention', 18, 'start', bold=True)
     forms = [
-        ('VPT-Deep, DA-VPT', ['one softmax over prompts and tokens', 'softmax(Q [K_p; K]ᵀ / √d) [V_p; V]', 'trained: P']),
+        (
+            'VPT-Deep, DA-VPT',
+            ['one softmax over prompts and tokens', 'softmax(Q [K_p; K]ᵀ / √d) [V_p; V]', 'trained: P'],
+        ),
         (
             'gated (davpt_{}gated)',
-            ['softmax(Q Kᵀ / √d) V', '+ g · softmax(Q K_pᵀ / √d) V_p', 'trained: P and g per block; g = 0 at the start'],
+            [
+                'softmax(Q Kᵀ / √d) V',
+                '+ g · softmax(Q K_pᵀ / √d) V_p',
+                'trained: P and g per block; g = 0 at the start',
+            ],
         ),
         (
             'residual values (davpt_{}residual)',
@@ -97,7 +106,9 @@ def block() -> Drawing:
         d.text(left + 168, 472, title, 15, bold=True)
         for row, line in enumerate(lines):
             d.text(left + 168, 500 + 24 * row, line, 14, color=GRAY if row == 2 else '#1a1a1a')
-    d.text(20, 597, 'T: class token and registers; N: patches; LS: LayerScale, where the trunk has it.', 13, 'start', GRAY)
+    d.text(
+        20, 597, 'T: class token and registers; N: patches; LS: LayerScale, where the trunk has it.', 13, 'start', GRAY
+    )
     return d
 
 
@@ -107,7 +118,9 @@ MASK = ['sssss', 'sstts', 'ttttr', 'rrrrr']
 
 def guidance() -> Drawing:
     """From masks and tokens to prototypes, from class means to the assignment, and the metric loss."""
-    d = Drawing(1080, 600, 'Guidance: class prototypes of the patches pull the prompt of their class and push the others')
+    d = Drawing(
+        1080, 600, 'Guidance: class prototypes of the patches pull the prompt of their class and push the others'
+    )
     d.text(20, 30, 'Guidance of a block', 18, 'start', bold=True)
     d.legend(560, 30, {'trained': 'trained', 'frozen': 'frozen', 'computed': 'computed', 'loss': 'loss'}, 120)
 
@@ -123,7 +136,15 @@ def guidance() -> Drawing:
     d.box(20, 205, 110, 40, 'image', 'computed')
     d.arrow((130, 225), (190, 225))
     # Prototypes.
-    d.box(430, 110, 200, 110, ['prototypes', 'Σ_n A_{nc} Z_n / Σ_n A_{nc}', 'of each image,', 'of the whole batch'], 'computed', 14)
+    d.box(
+        430,
+        110,
+        200,
+        110,
+        ['prototypes', 'Σ_n A_{nc} Z_n / Σ_n A_{nc}', 'of each image,', 'of the whole batch'],
+        'computed',
+        14,
+    )
     d.arrow((360, 102), (395, 102), (395, 150), (430, 150))
     d.arrow((360, 225), (395, 225), (395, 180), (430, 180))
     # Assignment.
@@ -141,7 +162,11 @@ def guidance() -> Drawing:
     cx, cy, radius = 855, 205, 118
     d.text(cx, 68, 'metric loss on cosines', 15, bold=True)
     d.circle(cx, cy, radius, '#fbfbfb', GRAY)
-    place = lambda angle, r=radius: (cx + r * math.cos(math.radians(angle)), cy - r * math.sin(math.radians(angle)))  # noqa: E731
+
+    def place(angle: float, r: float = radius) -> tuple[float, float]:
+        """A point at an angle in degrees, ``r`` from the center."""
+        return cx + r * math.cos(math.radians(angle)), cy - r * math.sin(math.radians(angle))
+
     angles = {'sky': (120, 160), 'tree': (20, -22), 'road': (262, 232)}
     for name, (sample, prompt) in angles.items():
         x, y = place(sample)
@@ -155,7 +180,12 @@ def guidance() -> Drawing:
     for near, far in (('sky', 'tree'), ('tree', 'road'), ('road', 'sky')):
         x, y = place(angles[near][0], radius - 14)
         px, py = place(angles[far][1], radius - 16)
-        d.arrow((x + 0.55 * (px - x), y + 0.55 * (py - y)), (x + 0.93 * (px - x), y + 0.93 * (py - y)), color=GRAY, dashed=True)
+        d.arrow(
+            (x + 0.55 * (px - x), y + 0.55 * (py - y)),
+            (x + 0.93 * (px - x), y + 0.93 * (py - y)),
+            color=GRAY,
+            dashed=True,
+        )
     d.circle(720, 352, 7, '#bbbbbb')
     d.text(735, 357, 'prototype of a class', 13, 'start')
     d.rectangle(713, 368, 14, 14, '#FDF0D5', ORANGE)
@@ -216,7 +246,9 @@ def front() -> Drawing:
 
     def place_x(count: float) -> float:
         """Logarithmic from 5,000 on; 0 has a place of its own on the left."""
-        return left + 45 if count == 0 else left + 110 + (right - left - 130) * math.log(count / 5e3) / math.log(3e7 / 5e3)
+        return (
+            left + 45 if count == 0 else left + 110 + (right - left - 130) * math.log(count / 5e3) / math.log(3e7 / 5e3)
+        )
 
     def place_y(value: float) -> float:
         return bottom - (bottom - top) * (value - lowest) / (highest - lowest)
@@ -285,7 +317,14 @@ def speed() -> Drawing:
             color = ORANGE if 'gated' in name else BLUE
             d.rectangle(left, y, 230 * value / most, 24, color)
             d.text(left + 230 * value / most + 8, y + 18, f'{value:.2f}' if which == 0 else f'{value:.0f}', 14, 'start')
-    d.text(20, 345, 'One image of 512x512, float32, 2 CPU cores; a step is forward and backward of the trunk. Orange: gated prompts.', 13, 'start', GRAY)
+    d.text(
+        20,
+        345,
+        'One image of 512x512, float32, 2 CPU cores; a step is forward and backward of the trunk. Orange: gates.',
+        13,
+        'start',
+        GRAY,
+    )
     return d
 
 

@@ -62,7 +62,9 @@ class Drawing:
         for number, line in enumerate(lines):
             self.text(x + width / 2, y + height / 2 + 0.35 * size + (number - (len(lines) - 1) / 2) * step, line, size)
 
-    def arrow(self, *points: tuple[float, float], color: str = '#333333', dashed: bool = False, width: float = 1.8) -> None:
+    def arrow(
+        self, *points: tuple[float, float], color: str = '#333333', dashed: bool = False, width: float = 1.8
+    ) -> None:
         """A line through the points, with a head at its end."""
         self.line(*points, color=color, dashed=dashed, width=width)
         (x0, y0), (x1, y1) = points[-2:]
@@ -71,7 +73,9 @@ class Drawing:
         corners = [(x1, y1)] + [(x1 - 9 * dx - side * 4.5 * dy, y1 - 9 * dy + side * 4.5 * dx) for side in (1, -1)]
         self.polygon(corners, color)
 
-    def line(self, *points: tuple[float, float], color: str = '#333333', dashed: bool = False, width: float = 1.8) -> None:
+    def line(
+        self, *points: tuple[float, float], color: str = '#333333', dashed: bool = False, width: float = 1.8
+    ) -> None:
         """A line through the points."""
         path = ' '.join(f'{x:.1f},{y:.1f}' for x, y in points)
         dash = ' stroke-dasharray="6 4"' if dashed else ''
@@ -84,7 +88,8 @@ class Drawing:
     def circle(self, x: float, y: float, radius: float, fill: str, border: str = '#333333', width: float = 1.2) -> None:
         """A circle."""
         self._parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{fill}" stroke="{border}" stroke-width="{width:g}"/>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" '
+            f'fill="{fill}" stroke="{border}" stroke-width="{width:g}"/>'
         )
 
     def rectangle(self, x: float, y: float, width: float, height: float, fill: str, border: str = 'none') -> None:
