@@ -7,6 +7,7 @@ WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 
 STACKLESS := datasets/test_archives datasets/test_download datasets/test_prepare weights/test_fetch weights/test_convert
 STACKLESS += guidance/test_guidance_functions guidance/test_assignment tuning/test_battery trunks/test_projections
+STACKLESS += docs/test_figures docs/test_links
 STACKLESS += faults/test_downloads test_architecture
 # Single tests of torch and timm, which are the same there.
 STACKLESS_TESTS := benchmarks/test_speed.py::test_quick
