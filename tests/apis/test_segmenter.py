@@ -12,7 +12,7 @@ from test_inference import noise
 
 from mmseg_davpt import TaskSegmenter
 from mmseg_davpt.apis import prediction, segment_images
-from mmseg_davpt.apis.segmenter import to_rgb
+from mmseg_davpt.apis.images import to_rgb
 from mmseg_davpt.datasets.image_files import ImageFileError
 from mmseg_davpt.tasks import TaskFileError, write_task
 

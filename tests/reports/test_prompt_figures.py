@@ -101,3 +101,10 @@ def test_figures_are_1200_pixels_wide(model, tmp_path):
     assert sizes['2/maps.png'][1] > 1.8 * sizes['1/maps.png'][1]
     with pytest.raises(ValueError, match='pca or umap'):
         reports.draw_prompt_space(dict(first=space), CLASSES, tmp_path / 'space.png', 'tsne')
+
+
+def test_a_table_without_assigned_prompts_is_drawn(tmp_path):
+    """All classes that occur were in no training image."""
+    table = PromptAttention(torch.ones(3, 4), torch.tensor([5.0, 0.0, 1.0]), torch.tensor([-1, 2, -1]))
+    reports.draw_class_table({'model': table}, CLASSES, tmp_path / 'table.png')
+    assert Image.open(tmp_path / 'table.png').width == 1200
