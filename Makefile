@@ -31,10 +31,6 @@ test-upstream: .venv-upstream/installed
 test-faults: .venv/installed-dev
 	$(BIN)/python -m pytest -s -m faults tests/faults
 
-# The site, in site/. Warnings are errors: links and headings that do not exist, pages that the navigation lacks.
-docs: .venv-docs/installed
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
-
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,6 +41,10 @@ types: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, in site/. Warnings are errors: links and headings that do not exist, pages that the navigation lacks.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 $(WEIGHTS): | .venv/installed
 	$(BIN)/python tools/get_weights.py vit_small_patch14_dinov2
