@@ -7,12 +7,13 @@ WEIGHTS := weights/vit_small_patch14_dinov2.safetensors
 
 STACKLESS := datasets/test_archives datasets/test_download datasets/test_prepare weights/test_fetch weights/test_convert
 STACKLESS += guidance/test_guidance_functions guidance/test_assignment tuning/test_battery trunks/test_projections
+STACKLESS += docs/test_figures docs/test_links
 STACKLESS += faults/test_downloads test_architecture
 # Single tests of torch and timm, which are the same there.
 STACKLESS_TESTS := benchmarks/test_speed.py::test_quick
 STACKLESS_TESTS += models/test_compile.py::test_backbone_compiles_without_a_graph_break
 
-.PHONY: train test test-upstream test-faults lint types format clean
+.PHONY: train test test-upstream test-faults docs lint types format clean
 
 train: .venv/installed $(WEIGHTS)
 	$(BIN)/python tools/train.py $(CONFIG)
@@ -44,6 +45,10 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, in site/. Warnings are errors: links and headings that do not exist, pages that the navigation lacks.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
 $(WEIGHTS): | .venv/installed
 	$(BIN)/python tools/get_weights.py vit_small_patch14_dinov2
 
@@ -63,5 +68,10 @@ $(WEIGHTS): | .venv/installed
 	.venv-upstream/bin/python -m pip install --no-deps -e .
 	touch $@
 
+.venv-docs/installed: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install -r requirements/docs.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-upstream work_dirs data/miniscenes
+	rm -rf .venv .venv-docs .venv-upstream site work_dirs data/miniscenes
