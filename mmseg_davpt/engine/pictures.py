@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
-from mmengine.visualization import LocalVisBackend, Visualizer
+from mmengine.visualization import LocalVisBackend, MLflowVisBackend, Visualizer
 from mmseg.structures import SegDataSample
 from torch.utils.data import DataLoader
 
@@ -136,4 +136,8 @@ def add_figure(runner: Runner, name: str, path: str | Path) -> None:
         path: A file that holds it.
     """
     step = runner.iter if isinstance(runner._train_loop, BaseLoop) else 0
-    runner.visualizer.add_image(name, mmcv.imread(str(path), channel_order='rgb'), step)
+    image = mmcv.imread(str(path), channel_order='rgb')
+    for backend in runner.visualizer._vis_backends.values():
+        # MLflow takes the name of a file, with its format, and no step.
+        file = f'{name}_{step}.png' if isinstance(backend, MLflowVisBackend) else name
+        backend.add_image(file, image, step)

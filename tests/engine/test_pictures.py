@@ -1,17 +1,22 @@
 """Picture grid: image, truth and prediction side by side; and what it may not break."""
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import segmentor_cfg
 from mmengine.logging import MMLogger
+from mmengine.runner import IterBasedTrainLoop
 from mmengine.structures import PixelData
+from mmengine.visualization import LocalVisBackend, MLflowVisBackend, TensorboardVisBackend
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from mmseg_davpt.apis import require_complete
 from mmseg_davpt.engine import PictureGridHook
+from mmseg_davpt.engine.pictures import add_figure
 from mmseg_davpt.reports.picture_grid import draw_grid
 
 
@@ -112,6 +117,25 @@ class TestHook:
         assert (tmp_path / 'single.png').is_file()
         hook.before_test(runner)
         assert hook.draw(runner, tmp_path / 'nothing.png') is None
+
+
+@pytest.mark.parametrize(
+    ('backend', 'name'), [(TensorboardVisBackend, 'grid'), (MLflowVisBackend, 'grid_7.png'), (LocalVisBackend, 'grid')]
+)
+def test_figures_are_named_as_a_backend_expects(backend, name, tmp_path, monkeypatch):
+    """MLflow takes the name of a file: without a suffix it raises, which ends the training."""
+    cv2.imwrite(str(tmp_path / 'grid.png'), np.full((4, 6, 3), (0, 0, 255), np.uint8))
+    sent = []
+    monkeypatch.setattr(backend, 'add_image', lambda self, *args: sent.append(args))
+    backends = {'one': backend.__new__(backend)}
+    runner = SimpleNamespace(
+        iter=7,
+        _train_loop=IterBasedTrainLoop.__new__(IterBasedTrainLoop),
+        visualizer=SimpleNamespace(_vis_backends=backends),
+    )
+    add_figure(runner, 'grid', tmp_path / 'grid.png')
+    ((label, image, step),) = sent
+    assert (label, image[0, 0].tolist(), step) == (name, [255, 0, 0], 7)
 
 
 def test_checkpoint_of_a_wrapped_model_is_complete(tmp_path):
