@@ -211,7 +211,7 @@ class TaskSegmenter:
         """Segment one image or several.
 
         Args:
-            images: A path, a PIL image, an array ``(H, W, 3)`` or ``(H, W)`` (RGB or grey, uint8), or a tensor
+            images: A path, a PIL image, an array ``(H, W, 3)`` or ``(H, W)`` (RGB or gray, uint8), or a tensor
                 ``(3, H, W)`` (RGB; uint8, or float in [0, 1]); or a list of them.
             task: Task of all images; the first one by default.
             tasks: Task of each image, in place of ``task``.

@@ -141,7 +141,7 @@ class PromptedViT(BaseModule):
         """Feature maps of the blocks in ``out_indices``.
 
         Args:
-            x: Normalised images, ``(B, 3, H, W)``; any size, the trunk pads it to whole patches.
+            x: Normalized images, ``(B, 3, H, W)``; any size, the trunk pads it to whole patches.
 
         Returns:
             One map ``(B, D, ceil(H / p), ceil(W / p))`` an index, each covering exactly the unpadded image.

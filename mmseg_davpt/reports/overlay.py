@@ -128,7 +128,7 @@ def draw_legend(names: Sequence[str], colors: NDArray[np.uint8], width: int) -> 
 
 
 def draw_heat(image: NDArray[np.uint8], weights: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Draw weights over a grey image, on a scale from zero to the largest weight.
+    """Draw weights over a gray image, on a scale from zero to the largest weight.
 
     Args:
         image: ``(H, W, 3)``, RGB.
@@ -137,7 +137,7 @@ def draw_heat(image: NDArray[np.uint8], weights: NDArray[np.floating]) -> NDArra
     Returns:
         ``(H, W, 3)``, RGB.
     """
-    grey = image.mean(axis=2, keepdims=True)
+    gray = image.mean(axis=2, keepdims=True)
     colors = 255 * matplotlib.colormaps['inferno'](weights / max(float(weights.max()), 1e-9))[..., :3]
-    mixed: NDArray[np.uint8] = (0.35 * grey + 0.65 * colors).round().astype(np.uint8)
+    mixed: NDArray[np.uint8] = (0.35 * gray + 0.65 * colors).round().astype(np.uint8)
     return mixed

@@ -19,7 +19,7 @@ from .prompt_figures import COLORS, plot_class_table
 from .run_report import RunReport
 
 _GREY = '#8a8a8a'
-_LINES = ('-', '--', ':', '-.')  # beside colors: runs can be told apart in grey as well
+_LINES = ('-', '--', ':', '-.')  # beside colors: runs can be told apart in gray as well
 _STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none',  # text stays text: it can be read out, found and copied
     'svg.hashsalt': 'mmseg_davpt',  # the same figure is the same file

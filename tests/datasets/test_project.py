@@ -270,7 +270,7 @@ def test_three_commands(tmp_path):
     assert 'weights     weights/vit_small_patch14_dinov2.safetensors, from mine.pth as weights/vit_small' in printed
     assert re.search(r'images +5 training, 1 validation', printed)
     assert re.search(r'#07fa29 +1 +\d+\.\d+% +5 +1  thing 1', printed)
-    assert re.search(r'Probe\(step=0\.\d+, image=\d\.\d+, memory=\d{8,}\)', printed)
+    assert re.search(r'Probe\(step=\d+\.\d+, image=\d+\.\d+, memory=\d{8,}\)', printed)
     assert re.search(r'thing 3 +\|', printed), 'validated with IoU per class'
     assert Image.open(tmp_path / 'found/masks/1.png').size == (48, 40)
     assert list((tmp_path / 'work_dirs/tiny').glob('best_mIoU_*.pth'))
