@@ -258,6 +258,27 @@ class TestPrecision:
             low = model(x)[-1]
         assert (low.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
 
+    def test_half_precision_trunk_is_autocast_with_float32_weights(self, trunk, tuning):
+        """The same maps and gradients, bit for bit; only the frozen matrices are stored in bfloat16."""
+        model = perturb(build(trunk, tuning)).train()
+        half = build(trunk, tuning, seed=4, trunk_dtype='bfloat16').train()
+        half.load_state_dict(model.state_dict())
+        x = images(model)
+        with torch.autocast('cpu', torch.bfloat16):
+            expected, expected_gradients = model(x), gradients(model, x)
+        found, found_gradients = half(x), gradients(half, x)
+        assert {out.dtype for out in found} == {gradient.dtype for gradient in found_gradients.values()} == {
+            torch.float32
+        }
+        assert set(found_gradients) == set(expected_gradients)
+        # DoRA norms the stored weights: those of bfloat16 have other norms.
+        maps, grads = (dict(rtol=0, atol=0.01), dict(rtol=0.05, atol=0.05)) if 'dora' in tuning else ({}, {})
+        assert_close(found, expected, **(maps or dict(rtol=0, atol=0)))
+        for name, value in expected_gradients.items():
+            torch.testing.assert_close(found_gradients[name], value, **(grads or dict(rtol=0, atol=0)))
+        with torch.no_grad():
+            assert_close(half.eval()(x), half(x), rtol=0, atol=0)
+
     @pytest.mark.parametrize('mode', [True, False])
     def test_functional_call_uses_the_given_parameters(self, trunk, tuning, mode):
         """Also in eval mode without gradients, after prompts have cached their keys and values."""
