@@ -330,8 +330,8 @@ def _check_pretrained(name: str, pretrained: object) -> bool | str:
     return pretrained
 
 
-# Key of a state dict whose trunk is absent or was cast to half precision, for TrunkFingerprint.to_dict(), or for its JSON
-# text as bytes where all values must be tensors.
+# Key of a state dict whose trunk is absent, for TrunkFingerprint.to_dict(). Also of one whose trunk was cast to half
+# precision, for the JSON text of it as bytes, because users of state dicts expect tensors.
 FINGERPRINT = 'trunk_fingerprint'
 
 # Names of checkpoints that were written before each method had a folder of its own (version 0.1).

@@ -57,11 +57,11 @@ NONE = [None]
 
 # Class -> option -> wrong values.
 TUNING = {
-    'adaptformer': dict(dim=COUNT + NONE, scale=POSITIVE + NONE),
-    'parallel_adapter': dict(dim=COUNT + NONE, scale=POSITIVE + NONE),
-    'convpass': dict(dim=COUNT + NONE, scale=POSITIVE + NONE),
-    'lora': dict(targets=[*NAMES, 'q', ('q', 'q')], rank=COUNT + NONE, alpha=POSITIVE),
-    'dora': dict(targets=[*NAMES, 'qv', ('v', 'v')], rank=COUNT + NONE, alpha=POSITIVE),
+    'adaptformer': dict(dim=COUNT + NONE, scale=POSITIVE + NONE, blocks=BLOCKS + NONE),
+    'parallel_adapter': dict(dim=COUNT + NONE, scale=POSITIVE + NONE, blocks=BLOCKS + NONE),
+    'convpass': dict(dim=COUNT + NONE, scale=POSITIVE + NONE, blocks=BLOCKS + NONE),
+    'lora': dict(targets=[*NAMES, 'q', ('q', 'q')], rank=COUNT + NONE, alpha=POSITIVE, blocks=BLOCKS + NONE),
+    'dora': dict(targets=[*NAMES, 'qv', ('v', 'v')], rank=COUNT + NONE, alpha=POSITIVE, blocks=BLOCKS + NONE),
     'bias': dict(layers=[*NAMES, 'k', ('v', 'v')]),
     'blocks': dict(indices=BLOCKS + NONE),
     'prompts': dict(

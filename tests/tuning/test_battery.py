@@ -22,8 +22,11 @@ OPTIONS = {  # method -> further settings that the battery runs, beside the defa
     'prompts': [dict(num=3), dict(num=3, gate=True)],
     'residual_prompts': [dict(num=3)],
     'shallow_prompts': [dict(num=3)],
-    'lora': [dict(rank=2), dict(rank=2, targets=('q', 'k', 'v', 'proj'), alpha=5)],
-    'dora': [dict(rank=2, targets=('q', 'k', 'v', 'proj'))],
+    'adaptformer': [{}, dict(blocks=(1, -1))],
+    'parallel_adapter': [{}, dict(blocks=(1, -1))],
+    'convpass': [{}, dict(blocks=(1, -1))],
+    'lora': [dict(rank=2), dict(rank=2, blocks=(1, -1)), dict(rank=2, targets=('q', 'k', 'v', 'proj'), alpha=5)],
+    'dora': [dict(rank=2, blocks=(1, -1)), dict(rank=2, targets=('q', 'k', 'v', 'proj'))],
     'bias': [{}, dict(layers=('q', 'v')), dict(layers=('v', 'proj', 'fc2'))],
     'blocks': [dict(indices=(1, -1))],
 }
@@ -267,9 +270,9 @@ class TestPrecision:
         with torch.autocast('cpu', torch.bfloat16):
             expected, expected_gradients = model(x), gradients(model, x)
         found, found_gradients = half(x), gradients(half, x)
-        assert {out.dtype for out in found} == {gradient.dtype for gradient in found_gradients.values()} == {
-            torch.float32
-        }
+        assert (
+            {out.dtype for out in found} == {gradient.dtype for gradient in found_gradients.values()} == {torch.float32}
+        )
         assert set(found_gradients) == set(expected_gradients)
         # DoRA norms the stored weights: those of bfloat16 have other norms.
         maps, grads = (dict(rtol=0, atol=0.01), dict(rtol=0.05, atol=0.05)) if 'dora' in tuning else ({}, {})
