@@ -10,6 +10,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
+from mmengine.visualization import Visualizer
 from mmseg.structures import SegDataSample
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
@@ -36,6 +37,23 @@ def pytest_collection_modifyitems(config, items):
 def _seed_and_scope():
     init_default_scope('mmseg')
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _visualizers_per_module():
+    forget_visualizers()
+
+
+@pytest.fixture(autouse=True)
+def _visualizers_per_test():
+    yield
+    forget_visualizers()
+
+
+def forget_visualizers():
+    """MMEngine keeps the first visualizer of a name per process: a later run would write into its folder."""
+    for kind in (Visualizer, *Visualizer.__subclasses__()):
+        kind._instance_dict.clear()
 
 
 @pytest.fixture

@@ -64,10 +64,17 @@ def make_segmentor(method, head, weights=None, **backbone):
         for name, parameter in built.named_parameters():
             if 'tuned' in name:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
-        for module in built.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(std=0.2)
-                module.running_var.uniform_(0.5, 2)
+        norms = [module for module in built.modules() if isinstance(module, nn.BatchNorm2d)]
+        if weights is None:
+            for norm in norms:
+                norm.running_mean.normal_(std=0.2)
+                norm.running_var.uniform_(0.5, 2)
+        else:  # the statistics of features of this trunk: as after a training, logits are of order one
+            for norm in norms:
+                norm.momentum = None  # means over the passes
+            built.train()
+            for _ in range(2):
+                built.decode_head(built.extract_feat(torch.randn(2, 3, 224, 224)))
     palette = [[index * 30, 255 - index * 30, 9] for index in range(CLASSES)]
     built.dataset_meta = dict(classes=tuple('abcdefg'), palette=palette, reduce_zero_label=True)
     return built.eval()

@@ -25,7 +25,7 @@ PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 
 
 class ExportError(RuntimeError):
-    """What was exported does not compute what the segmentor computes."""
+    """The exported program does not run, or its logits differ from those of the segmentor."""
 
 
 def export_onnx(
@@ -48,7 +48,8 @@ def export_onnx(
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is missing.
         ValueError: The segmentor or the size cannot be exported.
-        ExportError: An error above ``MAX_ERROR``. The file is kept beside ``out``; the message names it.
+        ExportError: The program does not run, or an error is above ``MAX_ERROR``. The file is kept beside ``out``; the
+            message names it.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ImportError(f'ONNX needs {", ".join(missing)}: pip install "mmseg-davpt[export]"')
@@ -129,6 +130,10 @@ def _trace(graph: SegmentationGraph, size: Sequence[int] | None) -> torch.export
 
 def _check_size(graph: SegmentationGraph, size: Sequence[int] | None) -> None:
     patch, only = graph.patch_size, graph.only_size
+    if size is None and getattr(graph.backbone.trunk, 'rope', None) is not None:
+        raise ValueError(
+            "this trunk's rotary position codes are computed for one image size: use --size H W in place of --dynamic"
+        )
     if only is not None and (size is None or tuple(size) != tuple(only)):
         raise ValueError(f'this trunk takes images of one size: use --size {only[0]} {only[1]} (backbone.img_size)')
     if size is not None and any(side < step or side % step for side, step in zip(size, patch)):
@@ -164,14 +169,20 @@ def _finish(
         images = torch.randint(0, 256, shape, generator=draw).float()
         if not graph.normalize:
             images = images / 64 - 2
-        expected = _reference(model, images, graph.normalize)
-        errors[shape] = float(np.abs(run(images) - expected.numpy()).max())
-    worst = max(errors, key=lambda shape: errors[shape])
-    if not errors[worst] <= MAX_ERROR:
-        raise ExportError(
-            f'logits of {worst} images differ by {errors[worst]:.1e} from the segmentor, more than {MAX_ERROR:.0e}: '
-            f'the file is kept as {partial}'
-        )
+        expected = _reference(model, images, graph.normalize).numpy()
+        try:
+            logits = run(images)
+        except Exception as error:
+            raise ExportError(
+                f'the exported program does not run for images of shape {shape} ({error}): the file is kept as '
+                f'{partial}'
+            ) from error
+        errors[shape] = float(np.abs(logits - expected).max())
+        if not errors[shape] <= MAX_ERROR:  # NaN as well
+            raise ExportError(
+                f'logits of images of shape {shape} differ by {errors[shape]:.1e} from those of the segmentor (the '
+                f'largest is {np.abs(expected).max():.1f}), more than {MAX_ERROR:.0e}: the file is kept as {partial}'
+            )
     partial.replace(out)
     return errors
 

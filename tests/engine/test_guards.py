@@ -158,7 +158,7 @@ def test_labels_that_are_all_ignored(tmp_path):
 
 def test_a_replay_file_on_a_full_disk(tmp_path, monkeypatch):
     """It must not hide the error."""
-    monkeypatch.setattr('mmseg_davpt.engine.checkpoint_hook.os.fsync', raise_full)
+    monkeypatch.setattr('mmseg_davpt.files.os.fsync', raise_full)
     with pytest.raises(FloatingPointError, match=r'Iteration 1: loss is nan. Images of the batch: .*\.png\.'):
         batch = labels(1, img_path='photos/a.png')
         guarded(None, [math.nan], batch, tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,9 +95,26 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path):
 
 def test_a_wrong_program_is_kept_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, 'MAX_ERROR', 1e-9)
-    with pytest.raises(ExportError, match=r'images differ by .* kept as .*a\.unchecked\.pt2'):
+    with pytest.raises(ExportError, match=r'differ by .*\(the largest is \d+\.\d\).* kept as .*a\.unchecked\.pt2'):
         export_torch(make_segmentor('bias', 'linear'), tmp_path / 'a.pt2', (64, 64))
     assert [path.name for path in tmp_path.iterdir()] == ['a.unchecked.pt2']
+
+
+def test_a_program_that_does_not_run_is_kept_and_named(tmp_path, monkeypatch):
+    def fails(images):
+        raise RuntimeError('no kernel')
+
+    program = SimpleNamespace(module=lambda: fails)
+    monkeypatch.setattr(programs.torch.export, 'load', lambda path: program)
+    with pytest.raises(ExportError, match=r'does not run for images of shape .*no kernel.*a\.unchecked\.pt2'):
+        export_torch(make_segmentor('bias', 'linear'), tmp_path / 'a.pt2', (64, 64))
+    assert [path.name for path in tmp_path.iterdir()] == ['a.unchecked.pt2']
+
+
+def test_open_sizes_of_rotary_codes_are_refused(tmp_path):
+    model = make_segmentor('LoRA', 'linear', arch='eva02_tiny_patch14_336', img_size=56)
+    with pytest.raises(ValueError, match=r'rotary position codes .* use --size H W in place of --dynamic'):
+        export_torch(model, tmp_path / 'a.pt2')
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):

@@ -114,7 +114,7 @@ SAMPLER = dict(shuffle=BOOL, seed=INDEX, endless=BOOL)
 HOOKS = {
     PromptAssignmentHook: dict(num_batches=COUNT + NONE, interval=INDEX),
     AttentionMassHook: dict(num_batches=COUNT + NONE),
-    PictureGridHook: dict(num=COUNT + NONE, path=[5, True, ['x'], {}], draw_after_test=BOOL),
+    PictureGridHook: dict(num=COUNT + NONE, path=[5, True, ['x'], {}], draw_after_test=BOOL, loop=CHOICE),
 }
 SEGMENTOR = {
     'guidance': [5, True, False, 'MetricGuidance', ['x']],
