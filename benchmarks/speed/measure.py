@@ -104,14 +104,14 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
 
 
 def peak_memory(build: Callable[[], Case], warm: Callable[[], Case], device: str = 'cpu') -> dict[str, float]:
-    """Peak memory of a case in a fresh process.
+    """Peak memory of a case.
 
-    On a GPU it is the allocator's. On a CPU it is the resident set: ``growth`` is counted from the process with
-    everything imported and a tiny case already run (libraries load on first use), before the model is built. A CPU's
-    processes are forked from one that has only imported; a GPU's are spawned, because CUDA survives no fork.
+    On a GPU it is the allocator's, in this process. On a CPU it is the resident set of a fresh process, which is forked
+    from one that has only imported. ``growth`` is counted from the process with everything imported and a tiny case
+    already run (libraries load on first use), before the model is built.
 
     Args:
-        build: Makes the case in the fresh process; is pickled.
+        build: Makes the case; is pickled.
         warm: Makes the tiny case; is pickled.
         device: ``cpu`` or ``cuda``.
 
@@ -119,21 +119,22 @@ def peak_memory(build: Callable[[], Case], warm: Callable[[], Case], device: str
         In MB: ``growth``, and ``peak`` from zero; with trainable parameters also ``growth_adamw`` and ``peak_adamw``,
         with AdamW's steps and state.
     """
-    with ProcessPoolExecutor(1, mp_context=fresh_processes(device)) as pool:
+    if device == 'cuda':
+        return _peak_memory(build, warm, device, torch.get_num_threads())
+    with ProcessPoolExecutor(1, mp_context=fresh_processes()) as pool:
         return pool.submit(_peak_memory, build, warm, device, torch.get_num_threads()).result()
 
 
-def fresh_processes(device: str) -> BaseContext:
+def fresh_processes() -> BaseContext:
     """Context for processes that have imported this module, and done nothing else."""
-    context = get_context('spawn' if device == 'cuda' else 'forkserver')
-    if device == 'cpu':
-        context.set_forkserver_preload([__name__])
+    context = get_context('forkserver')
+    context.set_forkserver_preload([__name__])
     return context
 
 
 def _peak_memory(build: Callable[[], Case], warm: Callable[[], Case], device: str, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
-    if hasattr(libc := ctypes.CDLL(None), 'mallopt'):
+    if device == 'cpu' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
         # glibc keeps freed blocks of up to 32 MB, differently from run to run; above 64 KB they now go back at once.
         libc.mallopt(_M_MMAP_THRESHOLD, 2**16)
     warm()()

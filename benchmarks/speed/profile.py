@@ -27,7 +27,7 @@ def profile_cases(workload: Workload, names: Sequence[str], calls: int = 3) -> d
         else the CPU's. The largest first.
     """
     cuda = workload.device == 'cuda'
-    weights: dict[type, Any] = {}
+    weights: dict[object, Any] = {}
     results = {}
     for name in names:
         case = build_case(name, workload, weights)

@@ -27,6 +27,7 @@ from .components import (
 from .goals import case_table, check_goals, goal_table, plot
 from .measure import Timed, environment, time_rounds
 from .profile import format_profile, profile_cases
+from .scale import counted_exchange, format_scale, large_trunk
 from .trunk import CASES, available_cases, trunk_cost
 from .workload import Workload
 
@@ -39,7 +40,8 @@ EXCHANGED = [
 ]
 STEP_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 GPUS = (8, 64, 512)
-PROFILED = ['VPT-Deep tokens, M=100', 'VPT-Deep k/v, M=100', 'DA-VPT', 'full tuning']
+PROFILED = ['VPT-Deep k/v, M=20', 'gated DA-VPT', 'gated DA-VPT, bfloat16 trunk', 'full tuning']
+COUNTED_RANKS = (2, 4)  # gloo processes
 Save = Callable[[str, Any, str], None]  # part, results, Markdown
 
 
@@ -72,6 +74,9 @@ class Options:
         patches: ``guidance``: numbers of patches per image, squares.
         refreshed: ``assignment``: numbers of classes.
         images: ``data``: images per call.
+        large: ``scale``: timm name of a large trunk.
+        large_size: ``scale``: height and width of its images in pixels.
+        large_batch: ``scale``: batch sizes.
     """
 
     parts: Sequence[str]
@@ -98,6 +103,9 @@ class Options:
     patches: Sequence[int] = (256, 1024, 4096)
     refreshed: Sequence[int] = (150, 3000)
     images: int = 64
+    large: str = 'vit_giant_patch14_dinov2'
+    large_size: int = 518
+    large_batch: Sequence[int] = (1, 4, 16)
 
     @property
     def workload(self) -> Workload:
@@ -113,6 +121,7 @@ class Options:
         """The same parts with a tiny trunk and two rounds, to show that they run."""
         small = replace(self, arch=['vit_tiny_patch16_224'], size=64, batch=[1], image=(64, 96))
         small = replace(small, rounds=2, min_seconds=0.0, images=4)
+        small = replace(small, large='vit_tiny_patch16_224', large_size=64, large_batch=(1,))
         return replace(small, classes=(19, 150), patches=(16, 64), refreshed=(150,))
 
 
@@ -208,8 +217,23 @@ def _profile(options: Options, save: Save) -> None:
     save('profile', results, format_profile(results))
 
 
+def _scale(options: Options, save: Save) -> None:
+    results = dict(
+        exchange=[counted_exchange(config, number) for config in EXCHANGED for number in COUNTED_RANKS],
+        projection=exchange(EXCHANGED, options.bandwidth * 1e9, GPUS),
+        trunk=large_trunk(options.large, options.large_size, options.large_batch),
+    )
+    save('scale', results, format_scale(results))
+
+
 PARTS: dict[str, Callable[[Options, Save], None]] = dict(
-    trunk=_trunk, guidance=_guidance, assignment=_assignment, evaluation=_evaluation, data=_data, profile=_profile
+    trunk=_trunk,
+    guidance=_guidance,
+    assignment=_assignment,
+    evaluation=_evaluation,
+    data=_data,
+    profile=_profile,
+    scale=_scale,
 )
 
 

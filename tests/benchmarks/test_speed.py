@@ -87,17 +87,27 @@ TUNED = {
     'VPT-Deep k/v, M=10': DEPTH * 10 * DIMS,
     KV: DEPTH * 20 * DIMS,
     'VPT-Deep k/v, M=100': DEPTH * 100 * DIMS,
+    'VPT-Deep k/v, M=20, last half': 3 * 20 * DIMS,
     'VPT-Deep k/v, M=20, last third': 2 * 20 * DIMS,
+    'VPT-Deep k/v, M=20, bfloat16 trunk': DEPTH * 20 * DIMS,
     'VPT-Deep k/v, M=20, with_cp': DEPTH * 20 * DIMS,
     'DA-VPT': DEPTH * 20 * DIMS,
     'gated DA-VPT': DEPTH * (20 * DIMS + 1),
+    'gated DA-VPT, bfloat16 trunk': DEPTH * (20 * DIMS + 1),
+    'gated DA-VPT, last third': 2 * (20 * DIMS + 1),
+    'gated DA-VPT, last third, bfloat16 trunk': 2 * (20 * DIMS + 1),
     'DA-VPT+': DEPTH * (20 * DIMS + 2 * DIMS),
     'residual DA-VPT': DEPTH * 2 * 20 * DIMS,
     'residual DA-VPT, last third': 2 * 2 * 20 * DIMS,
     'residual DA-VPT, M=10, and LoRA 6': DEPTH * (2 * 10 * DIMS + 2 * 2 * 6 * DIMS),
     'bias': (DEPTH * 10 + 2) * DIMS,  # 3 of qkv, 1 of proj, 3 and 1 of the MLP, 2 of norms; patch embedding, last norm
     'AdaptFormer': DEPTH * (2 * 64 * DIMS + 64 + DIMS),
+    'AdaptFormer, last half': 3 * (2 * 64 * DIMS + 64 + DIMS),
+    'AdaptFormer, last third': 2 * (2 * 64 * DIMS + 64 + DIMS),
     'LoRA': DEPTH * 2 * 2 * 8 * DIMS,
+    'LoRA, last half': 3 * 2 * 2 * 8 * DIMS,
+    'LoRA, last third': 2 * 2 * 2 * 8 * DIMS,
+    'LoRA, bfloat16 trunk': DEPTH * 2 * 2 * 8 * DIMS,
     'full tuning': TRUNK,
     'mmseg ViT, frozen': 0,
     'mmseg ViT, full': TRUNK,
@@ -112,7 +122,7 @@ def test_trainable_parameters_get_gradients_and_nothing_else_changes(head):
     workload = Workload('test_vit', size=64, batch=1, classes=7, head=head)
     weights, heads = {}, []
     cases = {name: build_case(name, workload, weights) for name in benchmark.available_cases()}
-    assert len(weights) == 2  # timm's and mmseg's
+    assert len(weights) == 3  # timm's, in two types, and mmseg's
     before = [value.clone() for state in weights.values() for value in state.values()]
     for name, case in cases.items():
         tuned = [p for p in case.model.parameters() if p.requires_grad]
