@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import CASES, PARTS, Options, run_benchmark
-from benchmarks.speed.overview import run_overview
+from benchmarks.speed import CASES, PARTS, Options, run_benchmark, run_overview
 from mmseg_davpt.apis.command_line import DictAction
 
 
@@ -28,6 +27,7 @@ def parse_args() -> argparse.Namespace:
     add('--device', choices=['cpu', 'cuda'], default=device)
     add('--threads', type=int, default=torch.get_num_threads(), help='of the CPU')
     add('--rounds', type=int, default=default.rounds, help='measured rounds, after one that warms up')
+    add('--cpu-time', action='store_true', help='CPU time in place of wall time, for a machine with other work')
     add('--head', action='store_true', help='trunk: the same light head behind every case')
     add('--only', nargs='+', choices=CASES, metavar='CASE', help='trunk, profile: these cases')
     add('--no-memory', dest='memory', action='store_false', help='trunk: time only')

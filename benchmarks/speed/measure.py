@@ -10,6 +10,7 @@ import platform
 import random
 import resource
 import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Case:
 
 
 def time_rounds(
-    runs: Mapping[Any, Callable[[], object]], rounds: int, min_seconds: float = 0.2
+    runs: Mapping[Any, Callable[[], object]], rounds: int, min_seconds: float = 0.2, cpu_time: bool = False
 ) -> dict[Any, benchmark.Measurement]:
     """Time all runs in turn, round by round, so that a slow moment of the machine affects all of them.
 
@@ -67,6 +68,8 @@ def time_rounds(
         runs: Name -> the function to time.
         rounds: Number of rounds that count.
         min_seconds: Shorter runs are repeated within a round.
+        cpu_time: Count the CPU time of this process, all threads together: for a machine that others use, too. Not for
+            GPUs.
 
     Returns:
         Name -> measurement; ``times[r]`` are the seconds per call in round ``r``.
@@ -75,21 +78,22 @@ def time_rounds(
     for run in runs.values():
         run()
     for name, run in runs.items():
-        seconds = _time(name, run, 1).median
+        seconds = _time(name, run, 1, cpu_time).median
         numbers[name] = min(1000, max(1, math.ceil(min_seconds / seconds)))
     order, measured = random.Random(0), []
     for _ in range(rounds):
         for name in order.sample(list(runs), len(runs)):
-            measured.append(_time(name, runs[name], numbers[name]))
+            measured.append(_time(name, runs[name], numbers[name], cpu_time))
     merged = {measurement.stmt: measurement for measurement in benchmark.Measurement.merge(measured)}
     return {name: merged[name] for name in runs}
 
 
-def _time(name: str, run: Callable[[], object], number: int) -> benchmark.Measurement:
-    start = benchmark.timer()
+def _time(name: str, run: Callable[[], object], number: int, cpu_time: bool) -> benchmark.Measurement:
+    timer = time.process_time if cpu_time else benchmark.timer
+    start = timer()
     for _ in range(number):
         run()
-    return measurement(name, [benchmark.timer() - start], number)
+    return measurement(name, [timer() - start], number)
 
 
 def measurement(name: str, values: list[float], number: int = 1) -> benchmark.Measurement:

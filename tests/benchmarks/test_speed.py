@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,11 @@ def test_short_runs_are_repeated_within_a_round(clock):
     assert clock[0] == pytest.approx(0.03 * (1 + 1 + 3 * 7))
 
 
+def test_cpu_time_does_not_count_waiting():
+    times = benchmark.time_rounds({'a': lambda: time.sleep(0.05)}, 2, min_seconds=0.0, cpu_time=True)['a'].times
+    assert max(times) < 0.02 < 0.05 <= min(benchmark.time_rounds({'a': lambda: time.sleep(0.05)}, 2, 0.0)['a'].times)
+
+
 def test_median_and_spread_by_hand():
     ratio = benchmark.ratio([2.0, 6.0, 3.0, 8.0, 5.0], [2.0, 3.0, 2.0, 2.0, 2.0])  # 1, 2, 1.5, 4, 2.5
     assert ratio['median'] == pytest.approx(2.0)
@@ -385,7 +391,10 @@ def test_a_profile_s_table_by_hand():
     lines = benchmark.format_profile({'a': {'large': 0.088, **many}, 'b': {'large': 0.03, 'other': 0.01}}).splitlines()
     assert lines[0] == '| operator, ms without its callees | a | b |'
     assert lines[2:4] == ['| `large` | 88.0 (88.0 %) | 30.0 (75.0 %) |', '| `other` | 0.0 (0.0 %) | 10.0 (25.0 %) |']
-    assert lines[-2:] == ['| all others | 4.0 (4.0 %) | 0.0 (0.0 %) |', '| sum | 100.0 | 40.0 |']
+    assert lines[12:14] == ['| all others | 4.0 (4.0 %) | 0.0 (0.0 %) |', '| sum | 100.0 | 40.0 |']
+    assert lines[-1] == '- b: `large` 75.0 %, `other` 25.0 %'
+    operators = {'aten::mm': 6.0, 'aten::_flash_attention_backward': 2.0, 'aten::gelu': 1.5, 'aten::add': 0.5}
+    assert benchmark.beyond_arithmetic(operators) == {'aten::gelu': 0.15, 'aten::add': 0.05}
 
 
 def test_quick(scenes, tmp_path):
@@ -434,5 +443,6 @@ CONTENTS = dict(
     assignment=['gloo ranks', '**A projection, not measured**', '512 GPUs'],
     evaluation=['2000 images', 'estimated'],
     data=['workers needed'],
-    profile=['aten::addmm', 'all others'],
+    profile=['aten::addmm', 'all others', 'beyond products'],
+    scale=['Arithmetic from the shapes', 'full tuning, float32'],
 )
