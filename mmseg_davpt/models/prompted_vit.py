@@ -408,5 +408,6 @@ def _crop_to_image(x: Tensor, image: torch.Size, patch: tuple[int, int]) -> Tens
         return x.contiguous()
     scale_y, scale_x = image[0] / (h * patch[0]), image[1] / (w * patch[1])
     theta = torch.tensor([[scale_x, 0.0, scale_x - 1.0], [0.0, scale_y, scale_y - 1.0]], device=x.device)
-    grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    with torch.autocast(x.device.type, enabled=False):  # it would round the positions to half precision
+        grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
     return F.grid_sample(x.float(), grid, padding_mode='border', align_corners=False).to(x.dtype)

@@ -2,6 +2,7 @@
 
 import os
 
+import families
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mmseg_davpt import WeightsError
 from mmseg_davpt.apis import leave_process_group
 from mmseg_davpt.export.graph import SegmentationGraph
+from mmseg_davpt.models import PromptedViT
+from mmseg_davpt.models.prompted_vit import _crop_to_image
 from mmseg_davpt.tasks.model import build_task
 from mmseg_davpt.weights.fingerprint import tensor_digest
 
@@ -75,6 +78,32 @@ def test_maps_and_gradients_are_close_to_float32(trunk):
     for low, expected in zip(steps[1], steps[0]):
         assert low.dtype == torch.float32
         assert 0 < (low - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize('arch', families.ARCHS)
+def test_every_family_keeps_its_residual_stream_in_float32(arch, monkeypatch):
+    families.shrink(monkeypatch)
+    options = dict(pretrained=False, allow_random=True, out_indices=(0, 2), prompts=dict(num=2))
+    options['norm_outputs'] = 'pe_spatial' not in arch
+    exact, half = (PromptedViT(arch, **options, trunk_dtype=dtype).train() for dtype in ('float32', 'bfloat16'))
+    half.load_state_dict(exact.state_dict())
+    seen = []
+    for block in half.trunk.blocks:
+        block.register_forward_hook(lambda _, args, out: seen.extend((args[0].dtype, out.dtype)))
+    x = torch.randn(
+        1, 3, *((224, 224) if families.is_beit(arch) else (70, 90))
+    )  # no whole patches: the maps are cropped
+    with torch.autocast('cpu', torch.bfloat16):
+        expected = exact(x)
+    assert all(torch.equal(a, b) for a, b in zip(half(x), expected, strict=True))
+    assert set(seen) == {torch.float32}
+
+
+def test_cropping_to_the_image_is_exact_under_autocast():
+    x = torch.randn(1, 4, 5, 7)
+    expected = _crop_to_image(x, torch.Size((60, 90)), (14, 14))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(_crop_to_image(x, torch.Size((60, 90)), (14, 14)), expected)
 
 
 def test_float16_needs_a_gpu(vit):
