@@ -27,7 +27,7 @@ from .components import (
 from .goals import case_table, check_goals, goal_table, plot
 from .measure import Timed, environment, time_rounds
 from .profile import format_profile, profile_cases
-from .scale import counted_exchange, format_scale, large_trunk
+from .scale import counted_exchange, format_scale, large_trunk, measured_step
 from .trunk import CASES, available_cases, trunk_cost
 from .workload import Workload
 
@@ -78,6 +78,7 @@ class Options:
         large: ``scale``: timm name of a large trunk.
         large_size: ``scale``: height and width of its images in pixels.
         large_batch: ``scale``: batch sizes.
+        step_size: ``scale``: of the image of the measured step.
     """
 
     parts: Sequence[str]
@@ -109,6 +110,7 @@ class Options:
     large: str = 'vit_giant_patch14_dinov2'
     large_size: int = 518
     large_batch: Sequence[int] = (1, 4, 16)
+    step_size: int = 224
 
     @property
     def workload(self) -> Workload:
@@ -124,7 +126,9 @@ class Options:
         """The same parts with a tiny trunk and two rounds, to show that they run."""
         small = replace(self, arch=['vit_tiny_patch16_224'], size=64, batch=[1], image=(64, 96))
         small = replace(small, rounds=2, min_seconds=0.0, images=4)
-        small = replace(small, counted_ranks=(), large='vit_tiny_patch16_224', large_size=64, large_batch=(1,))
+        small = replace(
+            small, counted_ranks=(), large='vit_tiny_patch16_224', large_size=64, large_batch=(1,), step_size=64
+        )
         return replace(small, classes=(19, 150), patches=(16, 64), refreshed=(150,))
 
 
@@ -225,6 +229,7 @@ def _scale(options: Options, save: Save) -> None:
         exchange=[counted_exchange(config, number) for config in EXCHANGED for number in options.counted_ranks],
         projection=exchange(EXCHANGED, options.bandwidth * 1e9, GPUS),
         trunk=large_trunk(options.large, options.large_size, options.large_batch),
+        step=measured_step(options.large, options.step_size) if options.device == 'cpu' else None,
     )
     save('scale', results, format_scale(results))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections import Counter
@@ -25,11 +26,14 @@ from mmseg_davpt.tuning import DeepPrompts
 
 from .assignment import exchanged_bytes, format_exchange
 from .goals import table
-from .measure import MB, fresh_processes
-from .workload import samples
+from .measure import MB, fresh_processes, peak_memory
+from .trunk import build_case
+from .workload import TINY, Workload, samples
 
 GB = 1e9
+KINDS = ('frozen', 'trainable', 'gradients', 'moments', 'activations')
 DEVICE_MEMORY = 24  # GB
+MEASURED = 'gated DA-VPT, bfloat16 trunk'  # the case of the measured step
 _CROP = 64  # pixels: the bytes do not depend on the size of images
 _ALL_REDUCE = dist.all_reduce
 
@@ -135,6 +139,23 @@ def large_trunk(arch: str, size: int, batches: Sequence[int]) -> dict[str, Any]:
     return dict(arch=arch, size=size, parameters=parameters, rows=rows)
 
 
+def measured_step(arch: str, size: int) -> dict[str, Any]:
+    """Memory of steps of one image with AdamW, measured on this CPU.
+
+    Args:
+        arch: timm name.
+        size: Height and width of the image in pixels.
+
+    Returns:
+        ``size``, and bytes: ``measured``, growth of the resident set at its peak; ``expected``, by :func:`large_trunk`.
+    """
+    work = functools.partial(Workload, size=size)
+    builds = (functools.partial(build_case, MEASURED, work(name)) for name in (arch, TINY))
+    expected = large_trunk(arch, size, (1,))['rows'][0]
+    measured = MB * peak_memory(*builds)['growth_adamw']
+    return dict(size=size, measured=measured, expected=sum(expected[kind] for kind in KINDS))
+
+
 def _prompts(**options: Any) -> dict[str, Any]:
     return dict(tuning='vpt_deep', prompts=dict(num=20, gate=True, **options), out_indices=(-1,))
 
@@ -187,18 +208,26 @@ def format_scale(results: Mapping[str, Any]) -> str:
     text = f'{table(head, lines)}\n\nPer rank and step, counted at the collectives.\n\n'
     text += format_exchange(results['projection'])
     trunk = results['trunk']
-    kinds = ('frozen', 'trainable', 'gradients', 'moments', 'activations')
     lines = []
     for row in trunk['rows']:
-        total = sum(row[kind] for kind in kinds)
-        figures = (f'{row[kind] / GB:.3f}' for kind in kinds)
+        total = sum(row[kind] for kind in KINDS)
+        figures = (f'{row[kind] / GB:.3f}' for kind in KINDS)
         lines.append((row['kind'], row['batch'], *figures, f'{total / GB:.1f}', _fits(total)))
-    head = ('trunk', 'B', *(f'{kind}, GB' for kind in kinds), 'sum, GB', f'in {DEVICE_MEMORY} GB')
+    head = ('trunk', 'B', *(f'{kind}, GB' for kind in KINDS), 'sum, GB', f'in {DEVICE_MEMORY} GB')
     return (
         f'{text}\n\n{trunk["arch"]}, {trunk["parameters"] / 1e6:.0f} M parameters, {trunk["size"]}x{trunk["size"]}, '
         f'without a head. Arithmetic from the shapes of all tensors, not measured:\n\n{table(head, lines)}\n\n'
         'Activations are what autograd keeps for the backward pass. What operators need for a moment comes on top: '
-        f'the last column leaves 10 % of {DEVICE_MEMORY} GB for it.'
+        f'the last column leaves 10 % of {DEVICE_MEMORY} GB for it.{_measured(results["step"])}'
+    )
+
+
+def _measured(step: Mapping[str, Any] | None) -> str:
+    if step is None:
+        return ''
+    return (
+        f'\n\nMeasured on this CPU: {step["measured"] / GB:.2f} GB for steps of one image of {step["size"]}x{step["size"]} '
+        f'(gated DA-VPT, bfloat16 trunk, AdamW); the arithmetic for this size gives {step["expected"] / GB:.2f} GB.'
     )
 
 
