@@ -226,8 +226,9 @@ def _measured(step: Mapping[str, Any] | None) -> str:
     if step is None:
         return ''
     return (
-        f'\n\nMeasured on this CPU: {step["measured"] / GB:.2f} GB for steps of one image of {step["size"]}x{step["size"]} '
-        f'(gated DA-VPT, bfloat16 trunk, AdamW); the arithmetic for this size gives {step["expected"] / GB:.2f} GB.'
+        f'\n\nMeasured on this CPU: {step["measured"] / GB:.2f} GB for steps of one image of '
+        f'{step["size"]}x{step["size"]} ({MEASURED}, AdamW); the arithmetic for this size gives '
+        f'{step["expected"] / GB:.2f} GB.'
     )
 
 
