@@ -126,9 +126,7 @@ class Options:
         """The same parts with a tiny trunk and two rounds, to show that they run."""
         small = replace(self, arch=['vit_tiny_patch16_224'], size=64, batch=[1], image=(64, 96))
         small = replace(small, rounds=2, min_seconds=0.0, images=4, step_size=64)
-        small = replace(
-            small, counted_ranks=(), large='vit_tiny_patch16_224', large_size=64, large_batch=(1,), step_size=64
-        )
+        small = replace(small, counted_ranks=(), large='vit_tiny_patch16_224', large_size=64, large_batch=(1,))
         return replace(small, classes=(19, 150), patches=(16, 64), refreshed=(150,))
 
 
