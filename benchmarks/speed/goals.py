@@ -62,7 +62,7 @@ GOALS = (
     Goal(_HALF, 'growth_adamw', 'gated DA-VPT, bfloat16 trunk', 'full tuning', 0.35, None, _BASE),
     Goal('bfloat16 against float32 trunk', 'seconds', 'gated DA-VPT, bfloat16 trunk', 'gated DA-VPT', 1.0),
     *(
-        Goal(f'last {part} against all blocks', 'seconds', f'{name}, last {part}', name, most, limit)
+        Goal(f'{name}: last {part} against all blocks', 'seconds', f'{name}, last {part}', name, most, limit)
         for name in (_KV.format(20), 'LoRA', 'AdaptFormer')
         for part, most, limit in (('half', 0.8, 0.72), ('third', 0.6, 0.62))
     ),
