@@ -20,7 +20,11 @@ __blocks = {'last half': [6, 7, 8, 9, 10, 11], 'last third': [8, 9, 10, 11]}
 
 
 def __method(name: str, blocks: list) -> dict:
-    return {'model.backbone.tuning': {name: dict(blocks=blocks)}, 'model.backbone.prompts': None, 'model.guidance': None}
+    return {
+        'model.backbone.tuning': {name: dict(blocks=blocks)},
+        'model.backbone.prompts': None,
+        'model.guidance': None,
+    }
 
 
 methods = {
