@@ -6,7 +6,6 @@ before a Runner is built. A shim that the environment does not need does nothing
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -18,13 +17,11 @@ import types
 import warnings
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-# Where OpenMMLab's packages keep configs and command lines; links in a checkout, copies in a wheel.
-MIM = Path(__file__).parent / '.mim'
+from .packaged import packaged_config
 
 # The operators that a fragment defines disappear with it.
 _libraries: list[torch.library.Library] = []
@@ -48,7 +45,7 @@ def apply() -> None:
     _require_openmmlab()
     _repair_torchvision()
     _name_mmseg_fork()
-    _find_own_configs()
+    _find_packaged_configs()
     _let_tuning_replace_a_preset()
     _stub_mmcv_ops()
     _allow_upstream_checkpoints()
@@ -110,7 +107,7 @@ def _name_mmseg_fork() -> None:
         utils.MODULE2PACKAGE['mmseg'] = 'onedl-mmsegmentation'
 
 
-def _find_own_configs() -> None:
+def _find_packaged_configs() -> None:
     """Make ``_base_ = 'mmseg_davpt::NAME.py'`` find the configs of this package.
 
     Reason: mmengine has a fixed table of packages, refuses names without a folder, and would build every part of such a
@@ -120,33 +117,15 @@ def _find_own_configs() -> None:
     from mmengine.config import Config
 
     find = Config._get_cfg_path
-    if getattr(find, 'finds_own_configs', False):
+    if getattr(find, 'finds_packaged_configs', False):
         return
 
     def find_config(cfg_path: str, filename: str) -> tuple[str, str | None]:
         package, _, name = cfg_path.partition('::')
-        return (str(own_config(name)), None) if package == 'mmseg_davpt' else find(cfg_path, filename)
+        return (str(packaged_config(name)), None) if package == 'mmseg_davpt' else find(cfg_path, filename)
 
-    find_config.finds_own_configs = True  # type: ignore[attr-defined]
+    find_config.finds_packaged_configs = True  # type: ignore[attr-defined]
     Config._get_cfg_path = staticmethod(find_config)
-
-
-def own_config(name: str) -> Path:
-    """Path of a config of this package.
-
-    Args:
-        name: Path below ``configs/``, such as ``davpt_upernet_ade20k.py``.
-
-    Raises:
-        FileNotFoundError: There is no such config; the message lists those with similar names.
-    """
-    folder = MIM / 'configs'
-    if (path := folder / name).is_file():
-        return path
-    known = [path.relative_to(folder).as_posix() for path in sorted(folder.glob('**/*.py'))]
-    known = [path for path in known if not path.startswith('_base_')]
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    raise FileNotFoundError(f'no config mmseg_davpt::{name}; known are {", ".join(close or known)}')
 
 
 def _let_tuning_replace_a_preset() -> None:
@@ -211,7 +190,7 @@ def _allow_upstream_checkpoints() -> None:
 # Starts of warnings about which users of this project can do nothing -> why.
 _SILENT_WARNINGS = {
     r'Fail to import ``MultiScaleDeformableAttention``': 'mmcv-lite has no operators; heads that need them say so',
-    r'The draw is False, it means that the': 'pictures are off in every training; tools/test.py --show-dir draws them',
+    r'The draw is False, it means that the': 'pictures of this hook are off in every training',
     r'Default ``avg_non_ignore`` is False': "mmseg's default, which its own configs and results use",
 }
 _SILENT_LINES = {

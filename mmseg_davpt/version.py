@@ -1,6 +1,6 @@
 """The version, readable without importing torch."""
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 
 def library_versions() -> dict[str, str]:

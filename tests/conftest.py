@@ -125,7 +125,7 @@ def segmentor_cfg(num_classes=5, guidance=True, head='FCNHead', type_='PromptedE
 
 
 def batch(num_classes=5, size=(64, 64), b=2, ignore=0.1):
-    """Random normalised images and labelled samples."""
+    """Random normalized images and labeled samples."""
     samples = []
     for _ in range(b):
         gt = (

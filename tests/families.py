@@ -15,14 +15,14 @@ class Family:
         archs: timm names; the first is in the table, the others are further layouts of the same family.
         key_bias: Whether the key projection has a bias.
         value_bias: Whether the value projection has a bias.
-        licence: Licence of the weights where timm does not state it, as timm's hub does not have them.
+        license: License of the weights where timm does not state it, as timm's hub does not have them.
     """
 
     name: str
     archs: tuple[str, ...]
     key_bias: bool = True
     value_bias: bool = True
-    licence: str = ''
+    license: str = ''
 
 
 FAMILIES = [
@@ -52,7 +52,7 @@ FAMILIES = [
     Family('EVA-02', ('eva02_base_patch14_224.mim_in22k', 'eva02_small_patch14_224.mim_in22k'), key_bias=False),
     Family('EVA-02 CLIP', ('eva02_base_patch16_clip_224.merged2b',), key_bias=False),
     Family('MAE', ('vit_base_patch16_224.mae',)),
-    Family('MoCo v3', ('vit_base_patch16_224.dino',), licence='CC-BY-NC-4.0'),  # same architecture and statistics
+    Family('MoCo v3', ('vit_base_patch16_224.dino',), license='CC-BY-NC-4.0'),  # same architecture and statistics
     Family('CLIP', ('vit_base_patch16_clip_224.openai', 'vit_base_patch16_clip_quickgelu_224.openai')),
     Family('SigLIP', ('vit_base_patch16_siglip_224.webli', 'vit_base_patch16_siglip_512.v2_webli')),
     Family('BEiT v2', ('beitv2_base_patch16_224.in1k_ft_in22k',), key_bias=False),

@@ -40,8 +40,8 @@ def synthetic_pairs(number=12, classes=4, size=(48, 40)):
         ids = np.sort(rng.integers(0, classes, size[0]))[None].repeat(size[1], 0).astype(np.uint8)
         ids[:, :classes] = np.arange(classes)
         ids[:3, -5:] = IGNORED
-        colours = np.stack([ids % 8 * 30, ids % 5 * 50, ids // 2 * 20], -1)
-        pairs.append((Image.fromarray(colours.astype(np.uint8)), ids))
+        colors = np.stack([ids % 8 * 30, ids % 5 * 50, ids // 2 * 20], -1)
+        pairs.append((Image.fromarray(colors.astype(np.uint8)), ids))
     return pairs
 
 
@@ -60,8 +60,8 @@ def compact(pairs):
     return [(image, table[ids]) for image, ids in pairs], len(used)
 
 
-def colour_table(number):
-    """A colour per class; the last row is that of 255."""
+def color_table(number):
+    """A color per class; the last row is that of 255."""
     table = np.zeros((256, 3), np.uint8)
     index = np.arange(number)
     table[:number] = np.stack([index * 7 % 256, 255 - index * 5 % 200, 40 + index], -1)
@@ -116,19 +116,19 @@ def splits_and_prefixes(root, pairs, number):
     return layout, images, pairs
 
 
-def colours(root, pairs, number):
-    """Colours without a list of classes: ordered as numbers, 255 is a colour like others."""
-    table = colour_table(number)
+def colors(root, pairs, number):
+    """Colors without a list of classes: ordered as numbers, 255 is a color like others."""
+    table = color_table(number)
     images, masks = names_of(pairs, 'a/{}.jpg'), names_of(pairs, 'b/{}.png')
     write(root, pairs, images, masks, lambda ids: Image.fromarray(table[ids]))
-    order = sorted({tuple(colour) for _, ids in pairs for colour in table[np.unique(ids)].tolist()})
-    ranks = np.array([order.index(c) if (c := tuple(colour)) in order else 255 for colour in table.tolist()], np.uint8)
+    order = sorted({tuple(color) for _, ids in pairs for color in table[np.unique(ids)].tolist()})
+    ranks = np.array([order.index(c) if (c := tuple(color)) in order else 255 for color in table.tolist()], np.uint8)
     return Layout(root / 'a', root / 'b'), images, [(image, ranks[ids]) for image, ids in pairs]
 
 
-def colours_with_classes(root, pairs, number):
-    """The list orders the classes; a colour that it lacks is ignored. RGBA files."""
-    table = colour_table(number)
+def colors_with_classes(root, pairs, number):
+    """The list orders the classes; a color that it lacks is ignored. RGBA files."""
+    table = color_table(number)
     images, masks = names_of(pairs, 'a/{}.jpg'), names_of(pairs, 'b/{}.png')
     write(root, pairs, images, masks, lambda ids: Image.fromarray(table[ids]).convert('RGBA'))
     lines = ['{}, {}, {}, {}'.format(f'thing {index}', *table[index]) for index in range(number)]
@@ -142,7 +142,7 @@ def zero_and_255(root, pairs, number):
 
 
 def one_based(root, pairs, number):
-    """0 is unlabelled, as the number of names says; mmseg subtracts 1."""
+    """0 is unlabeled, as the number of names says; mmseg subtracts 1."""
     images, masks = names_of(pairs, 'a/{}.jpg'), names_of(pairs, 'b/{}.png')
     write(root, pairs, images, masks, lambda ids: Image.fromarray((ids + 1).astype(np.uint8)))
     lines = [f'thing {index}' for index in range(number)]
@@ -178,7 +178,7 @@ def one_folder(root, pairs, number):
     return Layout(root / 'all', root / 'all', in_place=True), images, pairs
 
 
-def gray_in_colour_files(root, pairs, number):
+def gray_in_color_files(root, pairs, number):
     """Ids in three equal channels."""
     images, masks = names_of(pairs, 'a/{}.jpg'), names_of(pairs, 'b/{}.png')
     write(root, pairs, images, masks, lambda ids: Image.fromarray(ids).convert('RGB'))
@@ -186,7 +186,7 @@ def gray_in_colour_files(root, pairs, number):
 
 
 def sixteen_bits(root, pairs, number):
-    """Ids above 255, as labelling programs write them."""
+    """Ids above 255, as labeling programs write them."""
     images, masks = names_of(pairs, 'a/{}.jpg'), names_of(pairs, 'b/{}.png')
     write(
         root, pairs, images, masks, lambda ids: Image.fromarray(np.where(ids == IGNORED, 255, ids.astype('u2') + 1000))
@@ -195,8 +195,8 @@ def sixteen_bits(root, pairs, number):
 
 
 LAYOUTS = [
-    same_names, suffixes, nested, splits_and_prefixes, colours, colours_with_classes, zero_and_255, one_based,
-    spaces_and_unicode, palette_with_gaps, one_folder, gray_in_colour_files, sixteen_bits,
+    same_names, suffixes, nested, splits_and_prefixes, colors, colors_with_classes, zero_and_255, one_based,
+    spaces_and_unicode, palette_with_gaps, one_folder, gray_in_color_files, sixteen_bits,
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Slow, literal references: what the fast code is held against. Nothing here calls the package's own maths."""
+"""Slow, literal references: what the fast code is held against. Nothing here calls the package's functions."""
 
 import math
 from functools import partial

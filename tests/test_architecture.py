@@ -7,7 +7,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / 'mmseg_davpt'
 FLOORS = [
-    {'options', 'files'},
+    {'options', 'files', 'packaged'},
     {'compat', 'version', 'trunks', 'guidance', 'datasets'},
     {'weights', 'tuning'},
     {'models'},

@@ -139,8 +139,14 @@ def test_test_command(tiny_config, trained, tool_here, tmp_path):
     assert grid.shape[1] > 600
     masks = sorted((tmp_path / 'masks').glob('*.png'))
     assert len(masks) == 3
-    assert cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED).min() >= 1  # ids as in the annotations, 0 is unlabelled
-    assert len(list((tmp_path / 'shown').rglob('*.png'))) == 3
+    assert cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED).min() >= 1  # ids as in the annotations, 0 is unlabeled
+    shown = sorted((tmp_path / 'shown').rglob('*.png'))
+    assert [path.stem for path in shown] == [path.stem for path in masks]
+    height, width = cv2.imread(str(masks[0])).shape[:2]
+    picture = cv2.imread(str(shown[0]))
+    assert picture.shape[1] >= 3 * width  # image, truth and prediction
+    assert picture.shape[0] > height  # the legend
+    assert 'paramwise_cfg' not in printed  # the config goes to the log file
     results = json.loads((tmp_path / 'test_iter_6.json').read_text())
     assert results['single_scale']['metrics']['mIoU'] == float(during)
     assert results['single_scale']['protocol']['mode'] == 'whole'

@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument('--out', help='folder (default: work_dirs/compare/SUITE)')
     parser.add_argument('--only', nargs='+', help='run only these methods; the table holds all finished cells')
     parser.add_argument('--seeds', nargs='+', type=int, help='run only these seeds')
-    parser.add_argument('--minutes', type=float, help='stop after this time; the same command goes on')
+    parser.add_argument('--minutes', type=float, help='stop after this time; the same command continues')
     parser.add_argument('--keep', action='store_true', help='keep the checkpoints')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='for all cells: key=value ...')
     args = parser.parse_args()

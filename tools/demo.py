@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--trunk', default='timm', help="weights of the trunk: a file, or timm for timm's hub")
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only)')
     parser.add_argument('--port', type=int, default=7860)
-    parser.add_argument('--auth', metavar='USER:PASSWORD', help='ask for a login')
+    parser.add_argument('--auth', metavar='USER:PASSWORD', help='require a login')
     parser.add_argument('--title', default='Segment images')
     parser.add_argument('--device', default='cuda:0' if torch.cuda.is_available() else 'cpu')
     return parser.parse_args()
@@ -29,7 +29,7 @@ def main() -> None:
         raise SystemExit(f"the demo needs gradio: pip install 'mmseg-davpt[demo]' ({error})") from error
     auth = demo.check_auth(args.auth)
     if args.host not in ('127.0.0.1', 'localhost', '::1') and auth is None:
-        print(f'Warning: {args.host} can be reached from other machines, and no login is asked for (--auth).')
+        print(f'Warning: {args.host} can be reached from other machines, and needs no login (--auth).')
     segmenter = TaskSegmenter(args.trunk, device=args.device, max_pixels=demo.MAX_PIXELS)
     for path in args.tasks:
         segmenter.add_task(path.rpartition('/')[2].removesuffix(SUFFIX), path)

@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='onnx, torch: size of the images')
     sizes.add_argument('--dynamic', action='store_true', help='onnx, torch: any multiple of the patch size')
-    parser.add_argument('--no-normalize', action='store_true', help='onnx, torch: the input is normalised already')
+    parser.add_argument('--no-normalize', action='store_true', help='onnx, torch: the input is normalized already')
     parser.add_argument('--trust-checkpoint', action='store_true', help='run the code that the checkpoint holds')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     args = parser.parse_args()

@@ -16,7 +16,7 @@ def parse_args() -> argparse.Namespace:
         description='Pair images with masks, split them, choose settings for data and machine, write a config'
     )
     parser.add_argument('images', type=Path, help='folder of images, with or without subfolders')
-    parser.add_argument('masks', type=Path, help='folder of masks: ids or colours')
+    parser.add_argument('masks', type=Path, help='folder of masks: ids or colors')
     parser.add_argument('--classes', type=Path, help='file with one class a line: name, or name R G B')
     parser.add_argument('--ignore', type=int, nargs='+', default=[], metavar='ID', help='ids of no class, beside 255')
     parser.add_argument('--out', type=Path, default=Path('my_project.py'), help='config (default: %(default)s)')

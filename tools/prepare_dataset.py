@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     source = SOURCES[args.name]
-    print(f'{source.title}. Licence: {source.licence}')
+    print(f'{source.title}. License: {source.license}')
     try:
         folder = prepare(source, args.root)
     except (DataError, OSError, ValueError) as error:

@@ -8,11 +8,9 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmseg_davpt.apis.command_line import DictAction
 from mmengine.dist import is_main_process
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
 
 from mmseg_davpt.apis import (
     checked_checkpoints,
-    draw_predictions,
     load_config,
     prepare_launcher,
     prepare_test,
@@ -21,7 +19,7 @@ from mmseg_davpt.apis import (
     save_results,
 )
 from mmseg_davpt.datasets import check_data_roots
-from mmseg_davpt.engine import PictureGridHook
+from mmseg_davpt.engine import PictureGridHook, QuietRunner, open_screens
 from mmseg_davpt.reports import format_report
 
 
@@ -33,7 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--tta', action='store_true', help='also test on several scales, flipped and not (mIoU-MS)')
     parser.add_argument('--json', help='file for the results (default: WORK_DIR/test_CHECKPOINT.json)')
     parser.add_argument('--out', help='folder for predicted masks (with --tta: of the multi-scale test)')
-    parser.add_argument('--show-dir', help='folder for pictures of predictions (with --tta: of the multi-scale test)')
+    parser.add_argument(
+        '--show-dir', help='folder for image | truth | prediction (with --tta: of the multi-scale test)'
+    )
     parser.add_argument('--trust-checkpoint', action='store_true', help='run the code that the checkpoint holds')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -46,12 +46,10 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     check_data_roots(cfg)
     cfg.load_from = args.checkpoint
-    prepare_test(cfg, args.tta, args.out)
-    if args.show_dir:
-        cfg.default_hooks.visualization.update(draw=True, interval=1)
-        cfg.visualizer.save_dir = args.show_dir
+    prepare_test(cfg, args.tta, args.out, args.show_dir)
     prepare_launcher(cfg, args.launcher)
-    runner = Runner.from_cfg(cfg)
+    runner = QuietRunner.from_cfg(cfg)
+    open_screens(runner.logger, cfg.get('log_level', 'INFO'))
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     grid = PictureGridHook(draw_after_test=False)
     runner.register_hook(grid)
@@ -62,10 +60,8 @@ def main() -> None:
     results, pictures = {}, []
     with checked_checkpoints(runner, args.trust_checkpoint):
         for name, (run_test, picture) in tests.items():
-            if args.show_dir:
-                draw_predictions(runner, name == list(tests)[-1])  # one folder, hence the pictures of one test
             results[name] = run_test(runner, cfg)
-            if is_main_process():  # results first: a picture must not lose them
+            if is_main_process():  # results first: an error in a picture must not lose them
                 save_results(path, args.config, args.checkpoint, len(runner.test_dataloader.dataset), results)
                 pictures.append(grid.draw(runner, Path(runner.work_dir, picture)))
     if is_main_process():

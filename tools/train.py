@@ -16,7 +16,7 @@ from mmseg_davpt.apis import (
 )
 from mmseg_davpt.apis.checks import check_config
 from mmseg_davpt.apis.command_line import DictAction
-from mmseg_davpt.engine import RunSummaryHook, TrainingRunner, stoppable
+from mmseg_davpt.engine import QuietRunner, RunSummaryHook, stoppable
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,7 +41,7 @@ def main() -> None:
     cfg.resume = args.resume or cfg.get('resume', False)
     with exclusive_work_dir(cfg.work_dir, args.launcher), explained_worker_errors(), stoppable():
         prepare_launcher(cfg, args.launcher)
-        runner = TrainingRunner.from_cfg(cfg)
+        runner = QuietRunner.from_cfg(cfg)
         runner.register_hook(RunSummaryHook())
         with checked_checkpoints(runner, args.trust_checkpoint):
             try:

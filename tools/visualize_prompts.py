@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def read_image(model: PromptedEncoderDecoder, path: Path) -> tuple[np.ndarray, torch.Tensor]:
-    """The image as the model gets it: RGB ``(H, W, 3)`` and normalised ``(1, 3, H, W)``, padded to whole patches."""
+    """The image as the model gets it: RGB ``(H, W, 3)`` and normalized ``(1, 3, H, W)``, padded to whole patches."""
     steps = [step for step in model.cfg.test_pipeline if 'LoadAnnotations' not in step.type]
     data = Compose(steps)(dict(img_path=str(path)))
     pixels = data['inputs']  # BGR, uint8

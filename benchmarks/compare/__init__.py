@@ -4,7 +4,7 @@ from .cell import PairedHeadsHook, run_cell
 from .hashing import config_hash
 from .runner import QUICK_SUITE, compare
 from .suite import Cell, Suite, load_suite
-from .table import format_table, plot, summarise
+from .table import format_table, plot, summarize
 
 __all__ = [
     'QUICK_SUITE',
@@ -17,5 +17,5 @@ __all__ = [
     'load_suite',
     'plot',
     'run_cell',
-    'summarise',
+    'summarize',
 ]

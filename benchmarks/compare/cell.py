@@ -26,7 +26,7 @@ from mmseg_davpt.reports import count_trainable
 from .hashing import config_hash
 
 _ATTENTION = ('attention_before', 'attention_after')
-FREQUENT = 0.01  # fraction of the labelled pixels from which a class is a frequent one
+FREQUENT = 0.01  # fraction of the labeled pixels from which a class is a frequent one
 
 
 @HOOKS.register_module()
@@ -38,7 +38,7 @@ class PairedHeadsHook(Hook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Initialise neck and heads again, unless the run is resumed."""
+        """Initialize neck and heads again, unless the run is resumed."""
         if runner.iter > 0:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -132,9 +132,9 @@ def _tuned(model: nn.Module) -> dict[str, float]:
     return dict(tuned_trunk=inside, tuned_heads=outside, trunk_share=round(100 * inside / trunk, 4))
 
 
-def _frequent(classes: list[dict[str, Any]], labelled: torch.Tensor) -> float:
-    """Mean IoU of the frequent classes; ``labelled`` are the pixels of each class, ``(C,)``."""
-    fractions = (labelled / labelled.sum()).tolist()
+def _frequent(classes: list[dict[str, Any]], labeled: torch.Tensor) -> float:
+    """Mean IoU of the frequent classes; ``labeled`` are the pixels of each class, ``(C,)``."""
+    fractions = (labeled / labeled.sum()).tolist()
     ious = [row['IoU'] for row, fraction in zip(classes, fractions) if fraction >= FREQUENT]
     return round(float(np.mean(ious)), 2)
 

@@ -20,7 +20,7 @@ from mmseg_davpt.datasets import check_data_roots
 
 from .cell import run_cell
 from .suite import Cell, Suite, load_suite
-from .table import format_table, plot, summarise
+from .table import format_table, plot, summarize
 
 QUICK_SUITE = Path(__file__).parents[1] / 'suites/quick.py'
 Row = dict[str, Any]
@@ -115,7 +115,7 @@ def run_cells(
         while running:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
-                print(f'Stopped after {minutes:g} minutes; the same command goes on.')
+                print(f'Stopped after {minutes:g} minutes; the same command continues.')
                 _end(pool)
                 break
             for future in wait(running, left, FIRST_COMPLETED).done:
@@ -156,7 +156,7 @@ def write_results(suite: Suite, rows: Mapping[tuple[str, int], Row], out: Path) 
     finished = [rows[cell.method, cell.seed] for cell in suite.cells() if (cell.method, cell.seed) in rows]
     if not finished:
         return
-    summaries = summarise(finished, suite.baseline)
+    summaries = summarize(finished, suite.baseline)
     table = format_table(summaries, suite.baseline, suite.titles)
     (out / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in finished))
     (out / 'table.md').write_text(table + '\n')

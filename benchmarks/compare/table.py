@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[dict[str, Any]]:
+def summarize(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[dict[str, Any]]:
     """One summary per method, in the order in which the methods appear.
 
     Args:
@@ -63,7 +63,7 @@ def format_table(summaries: Sequence[Mapping[str, Any]], baseline: str, titles: 
     """A Markdown table of summaries.
 
     Args:
-        summaries: From :func:`summarise`.
+        summaries: From :func:`summarize`.
         baseline: The method that differences were taken from.
         titles: Method -> its name in the table, if it is not the method itself.
     """
@@ -97,7 +97,7 @@ def plot(summaries: Sequence[Mapping[str, Any]], path: str | Path, titles: Mappi
     """Plot mIoU against tuned parameters of the trunk and against seconds per iteration, with standard deviations.
 
     Args:
-        summaries: From :func:`summarise`.
+        summaries: From :func:`summarize`.
         path: Path of the picture.
         titles: Method -> its name in the legend, if it is not the method itself.
     """

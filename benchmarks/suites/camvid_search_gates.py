@@ -1,4 +1,4 @@
-# Gated prompts: effect of initialisation, guidance, biases and rates. On the selection slice.
+# Gated prompts: effect of initialization, guidance, biases and rates. On the selection slice.
 config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'

@@ -1,4 +1,4 @@
-# Batch norm and one linear layer, as DINOv2 evaluates frozen features: the head that shows most of the prompts.
+# Batch norm and one linear layer (DINOv2's linear protocol): results depend mostly on the trunk.
 _base_ = '../davpt_upernet_ade20k.py'
 model = dict(
     neck=None,

@@ -1,4 +1,4 @@
-# The paper's protocol on ADE20K; docs/paper.md lists what is the paper's and what is ours.
+# The paper's protocol on ADE20K; docs/paper.md lists which settings are from the paper.
 _base_ = [
     '../_base_/models/davpt_setr-pup_vit-l16.py',
     '../_base_/datasets/ade20k.py',

@@ -6,7 +6,6 @@ from .inference import find_images, segment_images
 from .launch import enable_amp, leave_process_group, load_config, prepare_launcher
 from .processes import exclusive_work_dir, explained_worker_errors
 from .testing import (
-    draw_predictions,
     prepare_test,
     run_multi_scale,
     run_single_scale,
@@ -15,7 +14,6 @@ from .testing import (
 
 __all__ = [
     'checked_checkpoints',
-    'draw_predictions',
     'enable_amp',
     'exclusive_work_dir',
     'explained_worker_errors',

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, CheckpointLoader, EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from torch import Tensor, nn
 
 from ..models.prompted_vit import FINGERPRINT
@@ -147,12 +147,11 @@ class CheckpointCheckHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Say so if there is nothing left to train."""
         if runner._resume and runner.iter >= runner.max_iters:
-            by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-            length = f'train_cfg.{"max_epochs" if by_epoch else "max_iters"}'
             print_log(
                 f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To '
-                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, raise {length} and the '
-                'end of the last param_scheduler; to train anew, choose another --work-dir',
+                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, start another '
+                f'training from its weights, load_from={str(runner._load_from)!r}, with a larger train_cfg.max_iters '
+                'and another --work-dir: a resumed learning rate stays at its end',
                 'current',
                 level=logging.WARNING,
             )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..compat import MIM
+from ..packaged import MIM
 from ..version import __version__
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import Compose
@@ -18,10 +17,11 @@ from mmseg.models import BaseSegmentor
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..datasets.image_files import MAX_PIXELS, ImageFileError, check_file, first_line, read_header
+from ..datasets.image_files import MAX_PIXELS, ImageFileError, first_line, read_header
 from ..datasets.mask_files import file_ids, mask_meta, relative_name, require_distinct, write_image, write_mask
 from ..reports.overlay import draw_overlay
 from .checkpoints import require_complete, safe_checkpoints
+from .images import read_image
 from .prediction import Prediction, predict
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -222,22 +222,6 @@ def _process(pipeline: Compose, path: Path, shape: tuple[int, ...]) -> dict[str,
     except Exception as error:  # for instance Resize, if a side would have no pixel
         raise ImageFileError(f'{shape[1]}x{shape[0]}: test_pipeline fails: {first_line(error)}') from error
     return sample
-
-
-def read_image(path: Path, max_pixels: int) -> np.ndarray:
-    """The image, BGR, turned by its EXIF orientation."""
-    if not path.is_file():
-        raise ImageFileError('no file' if not path.is_dir() else 'a folder')
-    if read_header(path, max_pixels) is None:
-        raise ImageFileError('cannot be read as an image: unknown format')
-    data = path.read_bytes()
-    header = check_file(data, max_pixels, decode=True)
-    image: np.ndarray | None = mmcv.imfrombytes(data)
-    if image is None:
-        raise ImageFileError('cannot be read as an image: opencv cannot decode it')
-    if header is not None and header.orientation != 1:
-        tqdm.write(f'{path}: EXIF orientation {header.orientation}: image and mask are turned', sys.stderr)
-    return image
 
 
 def _reason(error: Exception) -> str:

@@ -16,8 +16,8 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.utils import import_modules_from_strings
 
-from ..compat import own_config
 from ..datasets.check import leaf_datasets
+from ..packaged import packaged_config
 from .processes import die_with_launcher, fit_loaders, process_group_timeout
 
 OWN = 'mmseg_davpt::'  # prefix of this package's configs
@@ -35,7 +35,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None, work
         FileNotFoundError: The config does not exist.
     """
     if str(path).startswith(OWN):
-        path = own_config(str(path).removeprefix(OWN))
+        path = packaged_config(str(path).removeprefix(OWN))
     if not Path(path).is_file():
         raise FileNotFoundError(f'no config at {path}; those of this project are in configs/, or {OWN}NAME.py')
     cfg = Config.fromfile(path)

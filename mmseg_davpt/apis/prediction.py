@@ -25,7 +25,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         mask: Class ids, ``(H, W)``.
-        scores: Softmax probability of each pixel's class, float32, ``(H, W)``; ``None`` if not asked for.
+        scores: Softmax probability of each pixel's class, float32, ``(H, W)``; ``None`` without ``with_scores``.
     """
 
     mask: NDArray[np.integer]

@@ -100,9 +100,9 @@ def init_project(
     """
     if out.exists():  # before minutes of reading
         raise FileExistsError(f'{out} exists and may hold your changes: remove it, or choose another --out')
-    names, colours = read_classes(classes) if classes else ((), ())
+    names, colors = read_classes(classes) if classes else ((), ())
     summary = scan_data(images, masks)
-    labels = read_labels(summary, names, colours, ignored)
+    labels = read_labels(summary, names, colors, ignored)
     train, val, split = split_pairs(summary.pairs, labels.table)
     plan = make_plan(summary, len(train), machine or Machine.here())
     done = write_project(out, summary, labels, (train, val), plan, pretrained)

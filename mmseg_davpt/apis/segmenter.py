@@ -11,8 +11,6 @@ from typing import Any, cast, overload
 import numpy as np
 from mmengine.dataset import Compose
 from mmseg.models import BaseSegmentor
-from PIL import Image, ImageOps
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..datasets.image_files import MAX_PIXELS
@@ -23,10 +21,8 @@ from ..tasks import TaskFileError, TaskInfo
 from ..tasks.file import SUFFIX
 from ..tasks.hub import fetch_task, push_to_hub, save_task_folder
 from ..tasks.model import build_task, share_trunk
-from .inference import read_image
+from .images import ImageLike, to_rgb
 from .prediction import predict
-
-ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -215,7 +211,7 @@ class TaskSegmenter:
         """Segment one image or several.
 
         Args:
-            images: A path, a PIL image, an array ``(H, W, 3)`` or ``(H, W)`` (RGB or grey, uint8), or a tensor
+            images: A path, a PIL image, an array ``(H, W, 3)`` or ``(H, W)`` (RGB or gray, uint8), or a tensor
                 ``(3, H, W)`` (RGB; uint8, or float in [0, 1]); or a list of them.
             task: Task of all images; the first one by default.
             tasks: Task of each image, in place of ``task``.
@@ -331,43 +327,3 @@ def _batches(
     for indices in groups.values():
         for start in range(0, len(indices), size):
             yield tasks[indices[0]], indices[start : start + size]
-
-
-def to_rgb(image: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read or convert an image.
-
-    Args:
-        image: See :meth:`TaskSegmenter.__call__`. Files and PIL images are turned by their EXIF orientation.
-        max_pixels: Largest number of pixels.
-
-    Returns:
-        RGB, uint8, ``(H, W, 3)``.
-
-    Raises:
-        ImageFileError: A file cannot be read as an image.
-        TypeError: No image.
-        ValueError: An array or tensor of another shape or type, or too many pixels.
-    """
-    if isinstance(image, (str, Path)):
-        return np.ascontiguousarray(read_image(Path(image), max_pixels)[..., ::-1])
-    if isinstance(image, Image.Image):
-        array = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
-    elif isinstance(image, Tensor):
-        if image.ndim != 3 or len(image) != 3:
-            raise ValueError(f'a tensor of shape {tuple(image.shape)}: expected (3, H, W)')
-        array = image.detach().cpu().permute(1, 2, 0).numpy()
-        if image.is_floating_point():
-            if not 0 <= float(image.min()) <= float(image.max()) <= 1:
-                raise ValueError('a tensor of floats: expected values in [0, 1], not normalised')
-            array = (array * 255).round().astype(np.uint8)
-    elif isinstance(image, np.ndarray):
-        array = image
-    else:
-        raise TypeError(f'{type(image).__name__}: expected a path, a PIL image, a NumPy array or a tensor')
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=2)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ValueError(f'an array of {array.dtype}, {array.shape}: expected uint8 of shape (H, W, 3), RGB')
-    if array.shape[0] * array.shape[1] > max_pixels:
-        raise ValueError(f'{array.shape[1]}x{array.shape[0]} pixels: more than max_pixels={max_pixels}')
-    return np.ascontiguousarray(array)

@@ -12,7 +12,6 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner, TestLoop
-from mmseg.engine.hooks import SegVisualizationHook
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import METRICS, MODELS
 
@@ -20,13 +19,14 @@ from ..engine import PerClassIoUMetric
 from ..version import library_versions
 
 
-def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = None) -> None:
-    """Make the config's ``IoUMetric`` keep the figures of each class, and the test write masks.
+def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = None, pictures: str | None = None) -> None:
+    """Make the config's ``IoUMetric`` keep the figures of each class, and the test write masks and pictures.
 
     Args:
         cfg: The config, changed in place.
         multi_scale: Whether :func:`run_multi_scale` will be called.
         masks: Folder for predicted masks (:class:`~mmseg_davpt.engine.MaskWriterHook`); none are written by default.
+        pictures: Folder for a picture of each image (:class:`~mmseg_davpt.engine.ComparisonWriterHook`).
 
     Raises:
         ValueError: ``multi_scale`` without ``tta_pipeline`` and ``tta_model``.
@@ -36,8 +36,9 @@ def prepare_test(cfg: Config, multi_scale: bool = False, masks: str | None = Non
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, Sequence) else [cfg.test_evaluator]
     for metric in (metric for metric in evaluators if _class_of(metric.type) is IoUMetric):
         metric.type = 'mmseg.PerClassIoUMetric'
-    if masks:
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='MaskWriterHook', out_dir=str(masks))]
+    for hook, folder in (('MaskWriterHook', masks), ('ComparisonWriterHook', pictures)):
+        if folder:
+            cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type=hook, out_dir=str(folder))]
 
 
 def _class_of(kind: str | type) -> type | None:
@@ -109,18 +110,6 @@ def _steps(node: Any) -> Iterator[Mapping[str, Any]]:
         node = node.get('transforms', ())
     for child in node:
         yield from _steps(child)
-
-
-def draw_predictions(runner: Runner, draw: bool) -> None:
-    """Switch the pictures of ``SegVisualizationHook`` on or off.
-
-    Args:
-        runner: The runner of the test.
-        draw: Whether to draw.
-    """
-    for hook in runner.hooks:
-        if isinstance(hook, SegVisualizationHook):
-            hook.draw = draw
 
 
 def save_results(

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 # Pillow's limit. Decoded in 8 bits and 3 channels: 0.5 GB.
 MAX_PIXELS = 178_956_970
-# What opencv and Pillow both read. Pillow knows more, and starts other programs for some (EPS).
+# What opencv and Pillow both read. Pillow reads more formats, and starts other programs for some (EPS).
 FORMATS = ('BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 _PNG = b'\x89PNG\r\n\x1a\n'
 _ORIENTATION = 0x0112  # EXIF tag
@@ -24,11 +24,11 @@ _limit = threading.Lock()
 
 
 class ImageFileError(ValueError):
-    """An image or mask file that must not be used; the message says why.
+    """An image or mask file that must not be used; the message gives the reason.
 
     Args:
         message: The reason.
-        kind: What is wrong with a mask that can be read: ``colour mask``, ``lossy mask`` or ``bad ids``.
+        kind: What is wrong with a mask that can be read: ``color mask``, ``lossy mask`` or ``bad ids``.
     """
 
     def __init__(self, message: str, kind: str | None = None) -> None:
@@ -38,7 +38,7 @@ class ImageFileError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says before it is decoded.
+    """What the header of an image file holds.
 
     Attributes:
         format: Pillow's name of the format, such as ``'JPEG'``.
@@ -65,7 +65,7 @@ def read_header(source: bytes | Path, max_pixels: int = MAX_PIXELS) -> Header | 
         max_pixels: Largest number of pixels.
 
     Returns:
-        The header; ``None`` if Pillow does not know the format.
+        The header; ``None`` if Pillow cannot read the format.
 
     Raises:
         ImageFileError: The file is empty or damaged, holds several images, or has too many pixels.
@@ -83,10 +83,10 @@ def check_file(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = False) 
     Args:
         data: The bytes of the file.
         max_pixels: Largest number of pixels.
-        decode: Whether to decode formats strictly of which the bytes tell enough (PNG, JPEG).
+        decode: Whether to decode formats strictly whose bytes can be checked (PNG, JPEG).
 
     Returns:
-        The header; ``None`` if Pillow does not know the format, so that nothing is checked.
+        The header; ``None`` if Pillow cannot read the format, so that nothing is checked.
 
     Raises:
         ImageFileError: As :func:`read_header`, or the file is damaged or truncated.
@@ -120,7 +120,7 @@ def check_mask_file(data: bytes, backend: str = 'pillow') -> Header | None:
         backend: ``imdecode_backend`` that will read it.
 
     Returns:
-        The header; ``None`` if Pillow does not know the format, so that nothing is checked.
+        The header; ``None`` if Pillow cannot read the format, so that nothing is checked.
 
     Raises:
         ImageFileError: As :func:`check_file`, or the mask is no image of ids.
@@ -147,14 +147,14 @@ def check_mask_file(data: bytes, backend: str = 'pillow') -> Header | None:
             raise ImageFileError(f'{wrong[0]} in {wrong.size:,} pixels does not fit into 8 bits: no class', 'bad ids')
     elif header.mode not in ('1', 'L', 'P'):
         raise ImageFileError(
-            f'colours ({header.mode}) instead of one id per pixel; save masks as 8-bit PNG with one channel',
-            'colour mask',
+            f'colors ({header.mode}) instead of one id per pixel; save masks as 8-bit PNG with one channel',
+            'color mask',
         )
     return header
 
 
 def describe_mismatch(image: tuple[int, ...], mask: tuple[int, ...], orientation: int) -> str:
-    """Say that image and mask differ in size.
+    """Message that image and mask differ in size.
 
     The rule: a mask belongs to the image as it is read, which for most readers is turned by its EXIF orientation.
 
@@ -173,7 +173,7 @@ def describe_mismatch(image: tuple[int, ...], mask: tuple[int, ...], orientation
 
 
 def describe_orientation(orientation: int) -> str:
-    """Say what an EXIF orientation other than 1 does."""
+    """Message about what an EXIF orientation other than 1 does."""
     return f'EXIF orientation {orientation}: the image is turned when it is read, its mask is not'
 
 

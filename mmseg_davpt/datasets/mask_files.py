@@ -2,7 +2,7 @@
 
 The convention of every command: a written mask means the same as a mask of the dataset, and the dataset of the same
 config reads the predicted classes back from it. Under ``reduce_zero_label=True`` a class is written as its id + 1, and
-0, which means "not labelled", never occurs.
+0, which means "not labeled", never occurs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mmseg.registry import DATASETS
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..files import replacing
 from .check import leaf_datasets
 from .image_files import first_line
 
@@ -104,8 +105,8 @@ def write_mask(
         path: File to write; its folder is made.
         mask: Class ids, ``(H, W)``.
         ids: From :func:`file_ids`.
-        palette: RGB colour of each class. The PNG then shows colours in a viewer, and holds the same ids. Pillow, and
-            so ``LoadAnnotations``, reads the ids; opencv reads the colours.
+        palette: RGB color of each class. The PNG then shows colors in a viewer, and holds the same ids. Pillow, and
+            so ``LoadAnnotations``, reads the ids; opencv reads the colors.
 
     Raises:
         ValueError: A palette for ids above 255.
@@ -123,7 +124,8 @@ def write_mask(
     image.putpalette(colors.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, 'PNG')
-    _write(path, buffer.getvalue())
+    with replacing(path, durable=False) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 def write_image(path: Path, image: NDArray[Any]) -> None:
@@ -142,14 +144,5 @@ def write_image(path: Path, image: NDArray[Any]) -> None:
         raise OSError(f'{path} cannot be written: {first_line(error)}') from error
     if not done:
         raise OSError(f'{path} cannot be written: {image.shape[1]}x{image.shape[0]} are too large for the format')
-    _write(path, data.tobytes())
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path, durable=False) as temporary:
+        temporary.write_bytes(data.tobytes())

@@ -6,17 +6,18 @@ from .checkpoint_hook import SafeCheckpointHook
 from .guards import TrainingGuardHook
 from .hooks import ParamReportHook, StepSeedHook
 from .interrupts import stoppable
-from .mask_writer import MaskWriterHook
 from .metric import PerClassIoUMetric
 from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
 from .pictures import PictureGridHook
 from .record_hook import RunRecordHook
-from .screen import TrainingRunner
+from .screen import QuietRunner, open_screens
 from .summary_hook import RunSummaryHook
 from .task_file_hook import TaskFileHook
+from .writers import ComparisonWriterHook, MaskWriterHook
 
 __all__ = [
     'AttentionMassHook',
+    'ComparisonWriterHook',
     'CpuAmpOptimWrapper',
     'MaskWriterHook',
     'ParamReportHook',
@@ -24,13 +25,14 @@ __all__ = [
     'PictureGridHook',
     'PromptAssignmentHook',
     'PromptAttentionHook',
+    'QuietRunner',
     'RunRecordHook',
     'RunSummaryHook',
     'SafeCheckpointHook',
     'StepSeedHook',
     'TaskFileHook',
     'TrainingGuardHook',
-    'TrainingRunner',
     'TunedOptimWrapperConstructor',
+    'open_screens',
     'stoppable',
 ]

@@ -34,7 +34,7 @@ ASSIGNMENTS = 'prompt_assignments'
 class PromptAssignmentHook(Hook):
     """Make the assignment before training from a bounded number of batches, refresh it during training.
 
-    The same warm-up initialises prompts of ``prompts.init='prototype'``, by one forward pass per batch. It fills only
+    The same warm-up initializes prompts of ``prompts.init='prototype'``, by one forward pass per batch. It fills only
     what is missing: an assignment or prompts that were resumed or loaded (``load_from``) stay as they are. Nothing
     happens for a model without guidance.
 
@@ -55,7 +55,7 @@ class PromptAssignmentHook(Hook):
         self._interval = 0  # in iterations, known once there is a data loader
 
     def before_train(self, runner: Runner) -> None:
-        """Run training images through the pretrained trunk, then assign the classes and initialise the prompts."""
+        """Run training images through the pretrained trunk, then assign the classes and initialize the prompts."""
         model, guidance = _guided_model(runner)
         if guidance is None:
             return

@@ -107,7 +107,7 @@ class SafeCheckpointHook(CheckpointHook):
             self._stop(runner, runner.iter + 1)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Keep the best checkpoint, and stop if it was asked for.
+        """Keep the best checkpoint, and stop if a stop was requested.
 
         Raises:
             KeyboardInterrupt: After ctrl-C; the message names the checkpoint.

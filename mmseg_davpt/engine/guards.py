@@ -148,7 +148,7 @@ class TrainingGuardHook(Hook):
 
 _REMEDY = (
     'No checkpoint was written with these values. Look at these images and masks (tools/check_dataset.py CONFIG) and '
-    'mend or remove bad ones; if they are sound, lower the learning rate, or train without --amp or in bfloat16. Then '
+    'repair or remove bad ones; if all are valid, lower the learning rate, or train without --amp or in bfloat16. Then '
     'continue with --resume'
 )
 

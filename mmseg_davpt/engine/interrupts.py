@@ -16,7 +16,7 @@ _requested = threading.Event()
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Let the first ctrl-C (SIGINT) ask for a stop, and a second one end the process as usual.
+    """Let the first ctrl-C (SIGINT) request a stop, and a second one end the process as usual.
 
     :class:`~mmseg_davpt.engine.SafeCheckpointHook` then saves a checkpoint and raises ``KeyboardInterrupt``. Enter the
     context before the data loaders start their workers: they get the signal too, and must not end of it. Outside of
@@ -41,7 +41,7 @@ def stoppable() -> Iterator[None]:
 
 
 def stop_requested() -> bool:
-    """Whether a stop was asked for, on any rank: all of them get the same answer, in the same iteration."""
+    """Whether a stop was requested on any rank: the same value on all ranks, in the same iteration."""
     if get_world_size() == 1:
         return _requested.is_set()
     votes = tensor(float(_requested.is_set()))

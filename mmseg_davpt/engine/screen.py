@@ -1,4 +1,4 @@
-"""``TrainingRunner``: a screen that a person can read; the log file has everything."""
+"""``QuietRunner``: few lines on the screen; the log file has all of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmengine.runner import Runner
 from ..compat import is_worth_a_line
 
 
-class TrainingRunner(Runner):
-    """``Runner`` whose screen shows only warnings until the training begins.
+class QuietRunner(Runner):
+    """``Runner`` whose screen shows only warnings until :func:`open_screens` is called.
 
-    Config, environment, hooks and the table of parameters go to the log file.
-    :class:`~mmseg_davpt.engine.RunSummaryHook` says on the screen what they come to, and opens it.
+    Config, environment, hooks and the table of parameters go to the log file. In a training,
+    :class:`~mmseg_davpt.engine.RunSummaryHook` opens the screen and logs a summary of them.
     """
 
     def build_logger(self, log_level: int | str = 'INFO', log_file: str | None = None, **kwargs: Any) -> MMLogger:

@@ -40,7 +40,7 @@ def export_onnx(
         model: The segmentor, with its weights.
         out: File to write.
         size: (height, width) of images; ``None`` for any multiple of the patch size, from ``MIN_PATCHES`` patches on.
-        normalize: Whether images are RGB pixels, 0 to 255. Otherwise they are normalised as the backbone expects.
+        normalize: Whether images are RGB pixels, 0 to 255. Otherwise they are normalized as the backbone expects.
 
     Returns:
         Shape of images -> largest absolute error of the logits.
@@ -99,7 +99,7 @@ def describe(model: EncoderDecoder, graph: SegmentationGraph, size: Sequence[int
     Returns:
         ``classes`` and ``palette``; ``mask_ids``, the id of each class in a mask file of the dataset; ``size``,
         (height, width) or ``None`` for any multiple of ``patch_size``; ``channels``, the order of the input's channels;
-        ``mean`` and ``std`` in pixel values that the caller must normalise with, ``None`` if the program does it.
+        ``mean`` and ``std`` in pixel values that the caller must normalize with, ``None`` if the program does it.
     """
     meta: Mapping[str, Any] = getattr(model, 'dataset_meta', None) or {}
     classes = [str(name) for name in meta.get('classes') or range(model.decode_head.num_classes)]
@@ -189,7 +189,7 @@ def _finish(
 
 @torch.no_grad()
 def _reference(model: EncoderDecoder, images: Tensor, normalize: bool) -> Tensor:
-    """Logits of the segmentor itself, from RGB pixels or from normalised images."""
+    """Logits of the segmentor itself, from RGB pixels or from normalized images."""
     device = next(model.parameters()).device
     images = images.to(device)
     if normalize:

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmseg.models.segmentors import EncoderDecoder
 from safetensors.torch import save_file
 
+from ..files import replacing
 from ..models import PromptedViT
 from ..tasks import describe_task, task_backbone, task_state, write_task
 from ..version import __version__
@@ -37,9 +38,8 @@ def save_full(model: EncoderDecoder, cfg: Config, out: str | Path) -> None:
         mmseg_davpt_version=__version__,
     )
     state = {name: value.cpu() for name, value in model.state_dict().items()}
-    partial = _partial(out)
-    torch.save(dict(meta=meta, state_dict=state), partial)
-    partial.replace(out)
+    with replacing(out) as temporary:
+        torch.save(dict(meta=meta, state_dict=state), temporary)
 
 
 def save_task(model: EncoderDecoder, cfg: Config, out: str | Path) -> None:
@@ -80,9 +80,9 @@ def save_timm(backbone: PromptedViT, out: str | Path) -> str:
         state = {
             name.replace('norm.', 'fc_norm.', 1) if name.startswith('norm.') else name: state[name] for name in state
         }
-    partial = _partial(out)
-    save_file({name: value.cpu().contiguous() for name, value in state.items()}, partial, metadata=dict(format='pt'))
-    partial.replace(out)
+    tensors = {name: value.cpu().contiguous() for name, value in state.items()}
+    with replacing(out) as temporary:
+        save_file(tensors, temporary, metadata=dict(format='pt'))
     sizes = ''
     trunk = backbone.trunk
     if tuple(trunk.patch_embed.img_size) != tuple(trunk.pretrained_cfg['input_size'][-2:]):
@@ -91,9 +91,3 @@ def save_timm(backbone: PromptedViT, out: str | Path) -> str:
         f'timm.create_model({backbone.arch!r}, pretrained=True, pretrained_cfg_overlay=dict(file={str(out)!r}), '
         f'num_classes=0{sizes})'
     )
-
-
-def _partial(out: str | Path) -> Path:
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return out.with_name(f'.{out.name}.partial')

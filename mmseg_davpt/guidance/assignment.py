@@ -1,4 +1,4 @@
-"""Dataset-level class means -> which prompt stands for which class."""
+"""Class means over the dataset -> prompt of each class."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class PromptAssignment(nn.Module):
         self.skipped += ~finite
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset sums and assignment."""
         self.assignment.fill_(-1)
         for buffer in (self.centroids, self.sums, self.weights, self.new_mass, self.skipped):
             buffer.zero_()

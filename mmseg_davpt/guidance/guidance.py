@@ -181,7 +181,7 @@ class MetricGuidance(nn.Module):
             raise RuntimeError(
                 f'guidance: no class has a prompt in guided blocks {missing}, so their losses would stay 0. Add '
                 "dict(type='PromptAssignmentHook') to custom_hooks. If it is there, its warm-up batches held no "
-                "labelled pixel: check the annotations, reduce_zero_label and the decode head's ignore_index, or "
+                "labeled pixel: check the annotations, reduce_zero_label and the decode head's ignore_index, or "
                 'raise num_batches of the hook.'
             )
         self._assignment_checked = True

@@ -45,7 +45,7 @@ class PromptedViT(BaseModule):
     Args:
         arch: timm name, e.g. ``vit_base_patch16_224.augreg_in21k``.
         pretrained: ``True`` for timm's hub, a path (formats: ``docs/weights.md``), or ``False``. Read by
-            :meth:`init_weights`, never here: a model that gets a full checkpoint asks no hub and no file.
+            :meth:`init_weights`, never here: a model that loads a full checkpoint needs neither the hub nor a file.
         img_size: Size in pixels that the position table is made for; ``None`` keeps the pretrained table. Every input
             size works with either.
         out_indices: Blocks whose outputs are handed on, ascending; negative ones count from the end.
@@ -153,7 +153,7 @@ class PromptedViT(BaseModule):
         """Feature maps of the blocks in ``out_indices``.
 
         Args:
-            x: Normalised images, ``(B, 3, H, W)``; any size, the trunk pads it to whole patches.
+            x: Normalized images, ``(B, 3, H, W)``; any size, the trunk pads it to whole patches.
 
         Returns:
             One map ``(B, D, ceil(H / p), ceil(W / p))`` an index, each covering exactly the unpadded image.
@@ -393,7 +393,7 @@ def _add_trunk(module: PromptedViT, state: dict[str, Tensor], prefix: str, finge
     fingerprint.require_match(module.fingerprint(), 'the hub' if module.pretrained is True else str(module.pretrained))
     trained = {name for name, parameter in module.trunk.named_parameters() if parameter.requires_grad}
     for name, tensor in module.trunk.state_dict().items():
-        if name not in trained:  # these are in the file; where they are not, loading says so
+        if name not in trained:  # the file holds these; loading fails where it does not
             state.setdefault(f'{prefix}trunk.{name}', tensor)
     state[f'{prefix}trunk.{DIGESTS}'] = dict(module.trunk.file_digests)  # type: ignore[assignment]  # as above
 

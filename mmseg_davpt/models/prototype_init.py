@@ -42,7 +42,7 @@ class PrototypeInit:
         """Add a batch, by one forward pass of the backbone.
 
         Args:
-            inputs: Normalised images, ``(B, 3, H, W)``.
+            inputs: Normalized images, ``(B, 3, H, W)``.
             data_samples: Their labels, as in :meth:`PromptedEncoderDecoder.loss`.
             blocks: Guided blocks whose assignment collects from the same pass, see
                 :meth:`PromptedEncoderDecoder.collect_prototypes`.

@@ -81,7 +81,7 @@ class PromptedEncoderDecoder(EncoderDecoder):
         """Losses of the heads and of the guidance.
 
         Args:
-            inputs: Normalised images, ``(B, 3, H, W)``.
+            inputs: Normalized images, ``(B, 3, H, W)``.
             data_samples: Their labels, ``gt_sem_seg.data`` of shape ``(1, H, W)``.
         """
         if self.guidance is None or not self.guidance.enabled:
@@ -95,7 +95,7 @@ class PromptedEncoderDecoder(EncoderDecoder):
         """Logits by mmseg's sliding windows, ``test_cfg.slide_batch`` windows at a time (default: 1).
 
         Args:
-            inputs: Normalised images, ``(B, 3, H, W)``.
+            inputs: Normalized images, ``(B, 3, H, W)``.
             batch_img_metas: Their meta information.
 
         Returns:
@@ -132,7 +132,7 @@ class PromptedEncoderDecoder(EncoderDecoder):
         """Collect class means for the assignment from the trunk without prompts.
 
         Args:
-            inputs: Normalised images, ``(B, 3, H, W)``.
+            inputs: Normalized images, ``(B, 3, H, W)``.
             data_samples: Their labels, as in :meth:`loss`.
             blocks: Guided blocks to collect for; by default all.
         """
@@ -207,7 +207,7 @@ def _starts(size: int, crop: int, stride: int) -> list[int]:
 
 
 def _compare_statistics(preprocessor: Mapping[str, Any], backbone: PromptedViT) -> None:
-    """Warn where images are normalised otherwise than the weights expect: a frozen trunk cannot adapt to it."""
+    """Warn where images are normalized otherwise than the weights expect: a frozen trunk cannot adapt to it."""
     mean, std = pixel_statistics(backbone.trunk)
     configured = [preprocessor.get('mean'), preprocessor.get('std')]
     same = None not in configured and np.allclose(np.asarray(configured, float), (mean, std), rtol=0, atol=0.5)

@@ -112,7 +112,7 @@ def prompted_blocks(model: BaseSegmentor, blocks: Sequence[int]) -> list[int]:
 def measure_attention(
     model: PromptedEncoderDecoder, batches: Iterable[dict[str, Any]], blocks: Sequence[int] = (-1,)
 ) -> dict[int, PromptAttention]:
-    """Measure the attention to prompts on labelled images.
+    """Measure the attention to prompts on labeled images.
 
     Args:
         model: A segmentor with deep prompts, with or without guidance; not wrapped for distributed training.
@@ -154,7 +154,7 @@ def attention_maps(model: BaseSegmentor, inputs: Tensor, blocks: Sequence[int] =
 
     Args:
         model: A segmentor whose backbone has deep prompts.
-        inputs: Normalised images, ``(B, 3, H, W)``.
+        inputs: Normalized images, ``(B, 3, H, W)``.
         blocks: Which of the prompted blocks.
 
     Returns:
@@ -205,7 +205,7 @@ def prompt_space(
             guidance; without guidance, queries and keys.
         batches: Of a data loader, with labels.
         block: Which of the prompted blocks.
-        per_batch: Number of patches that are sampled from a batch, evenly spaced among the labelled ones.
+        per_batch: Number of patches that are sampled from a batch, evenly spaced among the labeled ones.
     """
     (index,) = prompted_blocks(model, [block])
     guidance = model.guidance
@@ -225,8 +225,8 @@ def prompt_space(
             mass = fractions.sum(dim=(0, 1)).cpu()
             sums += mass[:, None] * means[0].float().cpu()
             counts += mass
-            labelled = torch.nonzero(fractions.sum(dim=2).flatten() > 0.5).squeeze(1)
-            chosen = labelled[torch.linspace(0, len(labelled) - 1, min(per_batch, len(labelled))).long()]
+            labeled = torch.nonzero(fractions.sum(dim=2).flatten() > 0.5).squeeze(1)
+            chosen = labeled[torch.linspace(0, len(labeled) - 1, min(per_batch, len(labeled))).long()]
             patches.append(samples.flatten(0, 1)[chosen].float().cpu())
             classes.append(fractions.flatten(0, 1)[chosen].argmax(dim=1).cpu())
     prototypes = sums / counts.clamp(min=1e-9)[:, None]

@@ -51,7 +51,7 @@ def draw_prompt_maps(
     lines = [math.ceil(len(maps) / _COLUMNS) for maps, _ in models.values()]
     height = 12 / _COLUMNS * image.shape[0] / image.shape[1] + 0.3
     figure = Figure(figsize=(12, sum(lines) * height + 0.9 * len(lines)), layout='constrained')
-    grey = image.mean(axis=2)
+    gray = image.mean(axis=2)
     parts = figure.subfigures(len(models), 1, squeeze=False, height_ratios=lines)[:, 0]
     for part, number, (name, (maps, titles)) in zip(parts, lines, models.items()):
         top = float(maps.max())
@@ -59,7 +59,7 @@ def draw_prompt_maps(
         axes = part.subplots(number, _COLUMNS, squeeze=False).ravel()
         resized = F.interpolate(maps[None].float(), image.shape[:2], mode='bilinear', align_corners=False)[0].numpy()
         for axis, weights, title in zip(axes, resized, titles):
-            axis.imshow(grey, cmap='gray', vmin=0, vmax=255)
+            axis.imshow(gray, cmap='gray', vmin=0, vmax=255)
             axis.imshow(weights, cmap='viridis', vmin=0, vmax=top, alpha=0.65)
             axis.set_title(title, fontsize=9)
         for axis in axes:
@@ -118,7 +118,7 @@ def draw_prompt_space(
     """Draw prompts, patches and class prototypes as points of a plane.
 
     All vectors are scaled to unit length, because the guidance compares them by cosine. The most frequent classes have
-    colors, the others are grey.
+    colors, the others are gray.
 
     Args:
         models: Name of a model -> its vectors; each model has a projection of its own.

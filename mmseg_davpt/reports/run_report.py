@@ -50,7 +50,7 @@ class RunReport:
 
     @property
     def class_share(self) -> dict[str, float]:
-        """Class -> its percent of the labelled pixels of the last validation."""
+        """Class -> its percent of the labeled pixels of the last validation."""
         confusion = self.record.get('confusion')
         if not confusion:
             return {}

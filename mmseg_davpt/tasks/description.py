@@ -1,4 +1,4 @@
-"""Description of a task: plain data in the header of a task file. ``schema.json`` says what it may hold."""
+"""Description of a task: plain data in the header of a task file. ``schema.json`` defines what it may hold."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class TaskFileError(WeightsError):
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a task file says of its task; all of it is plain data.
+    """The description of a task in a task file; all of it is plain data.
 
     Attributes:
         model: Model config for inference, see :func:`plain_model_config`.
         classes: Name of each class.
         palette: Color of each class: red, green, blue, from 0 to 255.
         trunk: Fingerprint of the frozen trunk.
-        reduce_zero_label: Whether id 0 of the dataset's masks means unlabelled, and ids count from 1.
+        reduce_zero_label: Whether id 0 of the dataset's masks means unlabeled, and ids count from 1.
         resize: Options of mmcv's ``Resize`` before the model, ``dict(scale=[w, h], keep_ratio=bool)``, or ``None``.
         assigned_prompts: Index of a guided block, as text -> prompt of each class, -1 without one.
         metrics: Name -> figure of the last validation.
@@ -182,7 +182,7 @@ def describe_task(
 
 
 def _resize_of(pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Options of the only step between reading and packing that a task file knows."""
+    """Options of the only step between reading and packing that a task file supports."""
     steps = [step for step in pipeline if not re.search('Load(Annotations|ImageFromFile)|PackSegInputs', step['type'])]
     if not steps:
         return None
@@ -193,7 +193,7 @@ def _resize_of(pipeline: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         or isinstance(step.get('scale'), (int, type(None)))
     ):
         raise TaskFileError(
-            f'test_pipeline: {", ".join(step["type"] for step in steps)}: a task file knows at most one Resize, with '
+            f'test_pipeline: {", ".join(step["type"] for step in steps)}: a task file supports one Resize, with '
             'scale=(width, height) and keep_ratio'
         )
     return dict(scale=list(step['scale']), keep_ratio=bool(step.get('keep_ratio', False)))

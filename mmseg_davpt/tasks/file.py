@@ -64,7 +64,7 @@ def task_state(
         backbone: The backbone that the state dict is of.
         state: State dict of the segmentor, or of its averaged weights.
         fingerprint: Of the backbone's trunk.
-        prefix: What stands before ``backbone.`` in the names.
+        prefix: Text before ``backbone.`` in the names.
 
     Returns:
         All other entries: parameters and buffers of methods, neck, head and guidance, and the tensors of the trunk that

@@ -30,7 +30,7 @@ the transformer itself.
 | | |
 | --- | --- |
 | trunk | `{arch}` |
-| licence of the trunk's weights | {trunk_license} |
+| license of the trunk's weights | {trunk_license} |
 | tuning methods | {methods} |
 | decode head | {head} |
 | data | {data} |
@@ -63,7 +63,7 @@ def save_task_folder(
         path: The task file. It is read and checked first.
         folder: Folder, made if it does not exist.
         repo: Name of the repository, for the card; the folder by default.
-        license: Licence of the task file, as the Hub names it, e.g. ``cc-by-4.0``.
+        license: License of the task file, as the Hub names it, e.g. ``cc-by-4.0``.
         datasets: Names of the data that the task was trained on.
 
     Returns:
@@ -153,7 +153,7 @@ def model_card(
         info: Description of the task.
         parameters: Numbers in the file.
         repo: Where the file is, for the example.
-        license: Licence of the file.
+        license: License of the file.
         datasets: Names of the data.
     """
     data = ModelCardData(

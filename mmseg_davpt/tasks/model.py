@@ -46,7 +46,7 @@ def build_task(path: str | Path, trunk: str | Path | bool = True) -> tuple[TaskI
     try:
         with torch.device('meta'):
             expected = MODELS.build(config)
-    except Exception as error:  # whatever a class says to options that it does not know
+    except Exception as error:  # whatever a class raises for unknown options
         raise TaskFileError(f'{path}: its model cannot be built: {type(error).__name__}: {error}') from error
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith('guidance.')}
     _require_match(tensors, expected, str(path))
@@ -87,7 +87,7 @@ def share_trunk(model: BaseSegmentor, other: BaseSegmentor) -> int:
     """Let a model use the tensors of another model's trunk wherever they are equal.
 
     Args:
-        model: Its trunk gives up its own copies.
+        model: Its trunk drops its copies.
         other: The model that keeps them.
 
     Returns:

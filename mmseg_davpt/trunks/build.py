@@ -43,7 +43,7 @@ def build_trunk(arch: str, img_size: int | tuple[int, int] | None = None, drop_p
         The trunk. It pads inputs on the right and at the bottom to a multiple of the patch size.
 
     Raises:
-        ValueError: timm does not know the name, or prompts cannot join the model; the message gives the reason.
+        ValueError: timm has no model of that name, or prompts cannot join the model; the message gives the reason.
     """
     if not isinstance(arch, str):
         raise wrong('backbone.arch', arch, 'the name of a timm model')

@@ -190,7 +190,7 @@ class JoinedPrompts:
         values: ``V_p``, ``(H, M, d)``.
     """
 
-    separate_softmax: ClassVar[bool] = False  # whether patches attend to prompts in a softmax of their own
+    separate_softmax: ClassVar[bool] = False  # whether attention to prompts has a separate softmax
 
     tokens: Tensor
     keys: Tensor
@@ -216,13 +216,13 @@ class JoinedPrompts:
 
 @dataclass(frozen=True)
 class GatedPrompts(JoinedPrompts):
-    """Prompts with a softmax of their own and a gate ``g`` per block, zero at the start.
+    """Prompts with a separate softmax and a gate ``g`` per block, zero at the start.
 
     ::
 
         out = softmax(Q K^T / sqrt(d)) V + softmax(Q K_p^T / sqrt(d)) g V_p
 
-    ``values`` hold ``g V_p``. After the zero-initialised attention of LLaMA-Adapter (Zhang et al., ICLR 2024, section
+    ``values`` hold ``g V_p``. After the zero-initialized attention of LLaMA-Adapter (Zhang et al., ICLR 2024, section
     3.2); not part of VPT or DA-VPT.
     """
 
@@ -240,7 +240,7 @@ class GatedPrompts(JoinedPrompts):
 
 @dataclass(frozen=True)
 class ResidualValues(JoinedPrompts):
-    """Prompts with a softmax of their own and free values that join the residual stream.
+    """Prompts with a separate softmax and free values that join the residual stream.
 
     ::
 

@@ -136,7 +136,7 @@ class TuningMethod(nn.Module):
             state: timm name -> tensor. Methods are merged in :attr:`order`, each into the result of the one before.
 
         Raises:
-            ValueError: The trunk has no weights that can express the method; the message says why.
+            ValueError: The trunk has no weights that can express the method; the message gives the reason.
         """
         raise ValueError(f'{type(self).__name__} cannot be merged into the trunk: it adds a computation, not a weight')
 

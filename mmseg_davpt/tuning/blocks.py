@@ -1,4 +1,4 @@
-"""Blocks that are trained as a whole, and what stands before them."""
+"""Blocks that are trained as a whole, and the layers before them."""
 
 from __future__ import annotations
 

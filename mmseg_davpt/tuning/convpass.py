@@ -17,7 +17,7 @@ from .block import tune_block
 class Bypass(nn.Module):
     """``Up(g(Conv3x3(g(Down(x)))))`` with ``g(x) = x sigmoid(1.702 x)``; the convolution runs over the patch grid.
 
-    Class token and registers have no neighbours: each passes the centre of the kernel alone. At the start the kernel is
+    Class token and registers have no neighbors: each passes the center of the kernel alone. At the start the kernel is
     the identity and ``Up`` is zero.
 
     Args:

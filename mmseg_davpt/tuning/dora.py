@@ -26,7 +26,7 @@ class DoRA(LoRA):
     peft_options = dict(use_dora=True)
 
     def check(self, methods: Mapping[str, TuningMethod]) -> None:
-        """Refuse LoRA beside DoRA: the norm would not know LoRA's update."""
+        """Refuse LoRA beside DoRA: the norm would not include LoRA's update."""
         if 'lora' in methods:
             raise ValueError('tuning: dora and lora update the same projections: choose one of them')
 

@@ -36,7 +36,7 @@ class DeepPrompts(TuningMethod):
         num: Prompts per block: one number, or one for each prompted block.
         blocks: ``'all'`` or block indices, negative ones counted from the end.
         init: ``'xavier'`` (the default), or ``'prototype'``: ``PromptAssignmentHook`` writes the centroids of the
-            assigned clusters into the prompts before training. The paper measured that initialising with means of the
+            assigned clusters into the prompts before training. The paper measured that initializing with means of the
             data hurts its guidance.
         dropout: Probability that an element of a prompt is zeroed in training; the same for every image.
         gate: Gated prompts, whose gate is zero at the start.

@@ -16,7 +16,7 @@ from .prompts import DeepPrompts
 
 @TUNING_METHODS.register_module(name='residual_prompts')
 class ResidualPrompts(DeepPrompts):
-    """Prompts ``P^l`` choose, values ``V^l`` act: both of shape ``(M, D)``, in each prompted block.
+    """Prompts ``P^l`` are the keys, ``V^l`` their values: both of shape ``(M, D)``, in each prompted block.
 
     ::
 
@@ -24,7 +24,7 @@ class ResidualPrompts(DeepPrompts):
         a_nm = mean over heads of softmax_m(q_n . k_m / sqrt(d))
         x_n += LS1(attention output) + sum_m a_nm V_m
 
-    The trunk's own queries choose among the prompts, by the scores that the guidance shapes. The values are zero at the
+    The trunk's queries choose among the prompts, by the scores that the guidance shapes. The values are zero at the
     start, so training begins with the unchanged trunk.
 
     The keys are those of VPT and DA-VPT. A separate softmax that starts without effect is LLaMA-Adapter's (Zhang et

@@ -83,7 +83,7 @@ def newest_checkpoint(folder: str | Path, trust: bool = False) -> Path | None:
         trust: Read with pickle, see :func:`load_checkpoint`.
 
     Returns:
-        The file; ``None`` if the folder holds no checkpoint. The log says why it is not the one that
+        The file; ``None`` if the folder holds no checkpoint. The log gives the reason if that is not the one that
         ``last_checkpoint`` names.
 
     Raises:
@@ -181,7 +181,7 @@ def require_tensors(model_state: Mapping[str, Tensor], state: Mapping[str, Any],
 
 
 def value_problem(tensor: Tensor, dtype: torch.dtype = torch.float32) -> str | None:
-    """Say what is wrong with the values of a tensor in a file; ``None`` if nothing is.
+    """Describe what is wrong with the values of a tensor in a file; ``None`` if nothing is.
 
     Args:
         tensor: The tensor of the file.

@@ -276,7 +276,7 @@ def _inspect_arrays(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, s
                 array = archive[name]
                 shapes[name] = array.shape
                 if array.dtype.kind == 'V':
-                    problems[name] = f'{name} has a type that NumPy does not know (bfloat16): save it as float32'
+                    problems[name] = f'{name} has a type that NumPy does not have (bfloat16): save it as float32'
                 elif array.dtype.kind != 'f':
                     problems[name] = f'{name} is {array.dtype} instead of float32'
                 elif not np.isfinite(array).all():

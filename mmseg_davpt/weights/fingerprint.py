@@ -1,4 +1,4 @@
-"""Fingerprints of frozen trunks: a digest per tensor, by which a file knows the trunk that it belongs to."""
+"""Fingerprints of frozen trunks: a digest per tensor, which relates a file to its trunk."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def read_checkpoint(path: Path) -> Any:
 def check_npz(path: Path) -> None:
     """Refuse a NumPy archive whose arrays are not what its records hold, or much larger than the file.
 
-    NumPy reserves the memory that the header of an array asks for.
+    NumPy reserves the memory for the shape in the header of an array.
 
     Raises:
         RefusedError: The message names the array.
@@ -120,7 +120,7 @@ def _kind(path: Path) -> str:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-        except Exception:  # a damaged directory fails in many ways; reading it says how
+        except Exception:  # a damaged directory fails in many ways; reading it gives the reason
             return 'torch'
         if any(name.endswith('.npy') for name in names):
             return 'npz'

@@ -57,7 +57,7 @@ _OPCODES = (
 
 
 class RefusedError(pickle.UnpicklingError):
-    """A pickle holds what no weight file needs; the message says what."""
+    """A pickle holds what no weight file needs; the message names it."""
 
 
 class _BoundedFile:
@@ -144,7 +144,7 @@ class BoundedUnpickler(_Unpickler):
         raise RefusedError("its pickle is damaged, or of another protocol than torch.save's default, 2")
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name; nothing is imported."""
+        """Return a substitute for a name; nothing is imported."""
         module = dict(__builtin__='builtins', copy_reg='copyreg').get(module, module)
         if module in ('torch', 'torch.cuda', 'torch.storage') and name in STORAGE_TYPES:
             return STORAGE_TYPES[name]
@@ -281,7 +281,7 @@ class BoundedUnpickler(_Unpickler):
 
 
 class Inert:
-    """Replaces every class that a TorchScript archive names. It keeps attributes and has no behaviour."""
+    """Replaces every class that a TorchScript archive names. It keeps attributes and has no behavior."""
 
 
 class ScriptUnpickler(BoundedUnpickler):
@@ -294,7 +294,7 @@ class ScriptUnpickler(BoundedUnpickler):
     dispatch = dict(BoundedUnpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name: tensors as they are, everything else inert."""
+        """Return a substitute for a name: tensors as they are, everything else inert."""
         if (module, name) == ('torch._utils', '_rebuild_tensor_v2') or name in STORAGE_TYPES:
             return super().find_class(module, name)
         return _ordered if (module, name) == ('collections', 'OrderedDict') else Inert
@@ -418,7 +418,7 @@ def _fill_array(array: np.ndarray[Any, Any], version: Any, shape: Any, dtype: An
 
 
 def _fill_history(history: HistoryBuffer, state: Mapping[str, Any]) -> None:
-    """Set the values; the statistics are those of the class, whatever the file says."""
+    """Set the values; the statistics are those of the class, whatever the file holds."""
     values, counts = state['_log_history'], state['_count_history']
     if not (isinstance(values, np.ndarray) and isinstance(counts, np.ndarray) and values.shape == counts.shape):
         raise RefusedError('a HistoryBuffer holds no arrays')

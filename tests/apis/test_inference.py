@@ -161,18 +161,18 @@ def test_logits_resized_in_parts_are_those_of_mmseg(tmp_path, monkeypatch, align
 
 
 def test_tiles_cover_the_image_and_see_their_margin(tmp_path, monkeypatch):
-    """A head that labels pixels by colour gives the same mask in tiles."""
+    """A head that labels pixels by color gives the same mask in tiles."""
     pipeline = [PIPELINE[0], PIPELINE[3]]
     cfg, checkpoint = make_model(tmp_path, num_classes=2, pipeline=pipeline)
     image = noise(200, 260)
     Image.fromarray(image).save(tmp_path / 'a.png')
     seen = []
 
-    def by_colour(self, inputs, metas):
+    def by_color(self, inputs, metas):
         seen.append(tuple(inputs.shape[-2:]))
         return torch.stack([-inputs[:, 0], inputs[:, 0]], 1)
 
-    monkeypatch.setattr('mmseg.models.segmentors.EncoderDecoder.inference', by_colour)
+    monkeypatch.setattr('mmseg.models.segmentors.EncoderDecoder.inference', by_color)
     for name, value in (('MAX_INPUT', 100 * 100), ('TILE', 64), ('MARGIN', 16)):
         monkeypatch.setattr(prediction, name, value)
     assert not segment_images(cfg, checkpoint, [tmp_path / 'a.png'], tmp_path)

@@ -114,10 +114,10 @@ def test_it_trains(migrated, tmp_path):
 
 
 def test_the_snippet_for_projects_with_own_lists_appends(tmp_path):
-    """docs/usage.md: what the project had stays, in its order; all hooks of this package are known."""
+    """docs/migrate.md: what the project had stays, in its order; all hooks of this package are known."""
     snippet = next(
         block
-        for block in re.findall(r'```python\n(.*?)```', (ROOT / 'docs/usage.md').read_text(), re.S)
+        for block in re.findall(r'```python\n(.*?)```', (ROOT / 'docs/migrate.md').read_text(), re.S)
         if '*_base_' in block
     )
     (tmp_path / 'project.py').write_text(
@@ -129,4 +129,4 @@ def test_the_snippet_for_projects_with_own_lists_appends(tmp_path):
     assert cfg.custom_imports == dict(imports=['json', 'mmseg_davpt'], allow_failed_imports=False)
     assert cfg.custom_hooks[:2] == Config.fromfile(tmp_path / 'project.py').custom_hooks
     assert len(cfg.custom_hooks) > 2 and all(hook.type in HOOKS for hook in cfg.custom_hooks)
-    assert all(f"type='{hook.type}'" in (ROOT / 'docs/usage.md').read_text() for hook in cfg.custom_hooks[2:])
+    assert all(f"type='{hook.type}'" in (ROOT / 'docs/migrate.md').read_text() for hook in cfg.custom_hooks[2:])

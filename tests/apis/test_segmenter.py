@@ -12,7 +12,7 @@ from test_inference import noise
 
 from mmseg_davpt import TaskSegmenter
 from mmseg_davpt.apis import prediction, segment_images
-from mmseg_davpt.apis.segmenter import to_rgb
+from mmseg_davpt.apis.images import to_rgb
 from mmseg_davpt.datasets.image_files import ImageFileError
 from mmseg_davpt.tasks import TaskFileError, write_task
 
@@ -88,8 +88,8 @@ def test_all_kinds_of_images_are_the_same_image(model, folder):
         torch.from_numpy(pixels).permute(2, 0, 1) / 255,
     ):  # fmt: skip
         assert np.array_equal(model(image).mask, expected.mask)
-    grey = noise(48, 80, 1)[..., 0]
-    assert np.array_equal(model(grey).mask, model(Image.fromarray(grey)).mask)
+    gray = noise(48, 80, 1)[..., 0]
+    assert np.array_equal(model(gray).mask, model(Image.fromarray(gray)).mask)
 
 
 @pytest.mark.parametrize(

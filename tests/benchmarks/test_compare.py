@@ -22,7 +22,7 @@ from benchmarks.compare import (
     plot,
     run_cell,
     runner,
-    summarise,
+    summarize,
 )
 from mmseg_davpt.reports import attention_mass
 
@@ -35,7 +35,7 @@ def row(method, seed, miou, **extra):
 def test_statistics_by_hand():
     rows = [row('a', s, m) for s, m in enumerate((40.0, 42.0, 41.0))]
     rows += [row('b', s, m) for s, m in ((0, 41.0), (1, 44.0), (2, 42.0), (3, 50.0))]
-    base, other = summarise(rows, 'a')
+    base, other = summarize(rows, 'a')
     assert (base['seeds'], base['mIoU'], base['difference'], base['interval']) == (3, 41.0, None, None)
     assert base['sd'] == pytest.approx(1.0)
     # Differences 1, 2, 1 over the three seeds that both have; t(0.975, 2) = 4.302653.
@@ -46,7 +46,7 @@ def test_statistics_by_hand():
 
 
 def test_one_seed_has_no_spread(tmp_path):
-    summaries = summarise([row('a', 0, 40.0), row('b', 0, 41.0)], 'a')
+    summaries = summarize([row('a', 0, 40.0), row('b', 0, 41.0)], 'a')
     assert summaries[1]['interval'] is None
     table = format_table(summaries, 'a')
     assert '| b | 1 | 41.00 | +1.00 |' in table
@@ -56,7 +56,7 @@ def test_one_seed_has_no_spread(tmp_path):
 
 
 def test_titles_name_methods_in_tables():
-    summaries = summarise([row('a', 0, 40.0), row('b', 0, 41.0)], 'a')
+    summaries = summarize([row('a', 0, 40.0), row('b', 0, 41.0)], 'a')
     table = format_table(summaries, 'a', {'a': 'plain', 'b': 'gated'})
     assert '| gated | 1 | 41.00 | +1.00 |' in table
     assert 'against plain [95 %]' in table
@@ -254,7 +254,7 @@ def test_a_suite_is_stopped_continued_and_not_run_again(tmp_path, scenes, capfd)
     compare(suite, out, only=['head only'], minutes=0.02, options=options)  # before the process has imported torch
     stopped = capfd.readouterr().out
     assert '0 cells have finished, 1 to run' in stopped
-    assert 'Stopped after 0.02 minutes; the same command goes on.' in stopped
+    assert 'Stopped after 0.02 minutes; the same command continues.' in stopped
     assert not list(out.glob('cells/*/row.json'))
     command = (sys.executable, ROOT / 'tools/compare.py', suite, '--out', out, '--keep', '--cfg-options')
     first = run(*command, f'data_root={scenes}', cwd=tmp_path)

@@ -48,9 +48,9 @@ class TestPerClass:
         for index, name in enumerate('abcd'):
             both = int(((truths == index) & (predictions == index)).sum())
             either = int((((truths == index) | (predictions == index)) & seen).sum())
-            labelled = int((truths == index).sum())
+            labeled = int((truths == index).sum())
             iou = round(100 * both / either, 2) if either else None
-            expected.append(dict(name=name, IoU=iou, Acc=round(100 * both / labelled, 2) if labelled else None))
+            expected.append(dict(name=name, IoU=iou, Acc=round(100 * both / labeled, 2) if labeled else None))
         assert metric.classes() == expected
         assert expected[2]['IoU'] == 0
         assert expected[3]['IoU'] is None

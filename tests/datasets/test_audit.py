@@ -88,7 +88,7 @@ def plant(root):
         'truncated mask': ('unreadable mask', 'train', cut(masks / '01.png')),
         'size': ('size mismatch', 'train', mask(2, lambda a: a[:-1])),
         'turned': ('size mismatch', 'train', mask(3, lambda a: a.T)),
-        'colours': ('colour mask', 'train', mask(4, lambda a: np.stack([a] * 3, -1))),
+        'colors': ('color mask', 'train', mask(4, lambda a: np.stack([a] * 3, -1))),
         'id beyond': ('bad ids', 'train', mask(5, lambda a: np.where(a == 3, 77, a))),
         'all void': ('all ignored', 'train', mask(6, lambda a: a * 0 + 255)),
     }
@@ -180,7 +180,7 @@ class TestReduceZeroLabel:
         assert 'set it False' in fault.what
 
     def test_the_last_class_of_a_subset_may_be_missing(self, tmp_path):
-        """0 = unlabelled, 1 and 3 occur: nothing says that 0 is a class."""
+        """0 = unlabeled, 1 and 3 occur: nothing says that 0 is a class."""
         root = make_set(tmp_path / 'set', 1)
         for path in root.rglob('*.png'):
             mask = np.array(Image.open(path))
@@ -306,7 +306,7 @@ def test_other_suffixes_are_named(root):
 
 
 def test_masks_are_read_as_the_pipeline_reads_them(root):
-    """A palette mask holds ids for Pillow (the default) and colours for opencv."""
+    """A palette mask holds ids for Pillow (the default) and colors for opencv."""
     path = root / 'annotations/train/00.png'
     image = Image.open(path).convert('L')
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9] + [0] * 756)
@@ -314,7 +314,7 @@ def test_masks_are_read_as_the_pipeline_reads_them(root):
     cfg = config(root)
     assert not audit_config(cfg).faults
     cfg.train_dataloader.dataset.pipeline[1].imdecode_backend = 'cv2'
-    assert found(audit_config(cfg)) == {('colour mask', 'train', str(path))}
+    assert found(audit_config(cfg)) == {('color mask', 'train', str(path))}
 
 
 def test_ids_beyond_8_bits_and_lossy_masks(root):

@@ -91,10 +91,10 @@ class TestDownload:
     @pytest.mark.parametrize(
         ('fault', 'message'),
         [
-            ('page', 'is a web page, not a file: does it want a login'),
+            ('page', 'is a web page, not a file: it may need a login'),
             ('disguised page', 'it is a web page'),
             ('states more', '200,000 of 201,000 bytes came|IncompleteRead'),
-            ('no length', 'does not say how long'),
+            ('no length', 'gives no length'),
             ('redirect', 'only https is safe'),
             ('error', '503'),
         ],

@@ -132,9 +132,9 @@ class TestMasks:
             mask_reason(files, flipped)
 
     def test_no_ids(self, files):
-        colours = Image.fromarray(np.stack([IDS] * 3, -1))
-        assert 'colours (RGB) instead of one id per pixel' in mask_reason(files, encoded(colours))
-        assert 'colours (RGBA)' in mask_reason(files, encoded(colours.convert('RGBA')))
+        colors = Image.fromarray(np.stack([IDS] * 3, -1))
+        assert 'colors (RGB) instead of one id per pixel' in mask_reason(files, encoded(colors))
+        assert 'colors (RGBA)' in mask_reason(files, encoded(colors.convert('RGBA')))
         assert 'a JPEG: its compression changes ids' in mask_reason(files, encoded(Image.fromarray(IDS), 'JPEG'))
         assert 'pixels are float' in mask_reason(files, encoded(Image.fromarray(IDS.astype(np.float32)), 'TIFF'))
 

@@ -70,7 +70,7 @@ def test_random_numbers_are_left_alone(root):
         ),
         (lambda root: (root / 'images/train/11.jpg').write_bytes(b''), '{root}/images/train/11.jpg: the file is empty'),
         (lambda root: save(np.zeros((8, 9)), root / 'annotations/train/07.png'), '07.png: image 32x24, mask 9x8'),
-        (lambda root: save(np.zeros((24, 32, 3)), root / 'annotations/val/02.png'), '02.png: colours (RGB)'),
+        (lambda root: save(np.zeros((24, 32, 3)), root / 'annotations/val/02.png'), '02.png: colors (RGB)'),
         (lambda root: save(np.full((24, 32), 77), root / 'annotations/train/05.png'), '05.png: 77 in 768 pixels'),
         (lambda root: (root / 'annotations/train/05.png').write_bytes(huge_header(65000, 65000)), '65000x65000'),
         (

@@ -87,8 +87,8 @@ def ids(*values):
 
 
 class TestLabels:
-    def labels(self, root, *masks, names=(), colours=(), ignored=()):
-        return read_labels(scan_data(*write_masks(root, *masks)), names, colours, ignored)
+    def labels(self, root, *masks, names=(), colors=(), ignored=()):
+        return read_labels(scan_data(*write_masks(root, *masks)), names, colors, ignored)
 
     @pytest.mark.parametrize(
         ('values', 'names', 'table', 'reduce', 'rewrite'),
@@ -119,19 +119,19 @@ class TestLabels:
         with pytest.raises(ValueError, match='1 classes; expected 2 to 255'):
             self.labels(tmp_path, ids(0, 0), ids(0))
 
-    def test_names_without_their_colours(self, tmp_path):
-        colours = np.array([[[255, 0, 0], [0, 0, 9]]], np.uint8)
+    def test_names_without_their_colors(self, tmp_path):
+        colors = np.array([[[255, 0, 0], [0, 0, 9]]], np.uint8)
         with pytest.raises(ValueError, match=r'name R G B\)\. Found: 0 0 9, 255 0 0'):
-            self.labels(tmp_path, colours, colours, names=('a', 'b'))
+            self.labels(tmp_path, colors, colors, names=('a', 'b'))
 
     def test_photographs_as_masks(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8)
-        with pytest.raises(ValueError, match='colours, too many for classes'):
+        with pytest.raises(ValueError, match='colors, too many for classes'):
             self.labels(tmp_path, noise, noise)
 
     def test_file_of_classes(self, tmp_path):
         path = tmp_path / 'classes.txt'
-        path.write_text('\ufeff# name, colour\ncar 10 0 0\n\n0,20,0,tall tree\nsky: #0000ff\n', encoding='utf-8')
+        path.write_text('\ufeff# name, color\ncar 10 0 0\n\n0,20,0,tall tree\nsky: #0000ff\n', encoding='utf-8')
         assert read_classes(path) == (('car', 'tall tree', 'sky'), ((10, 0, 0), (0, 20, 0), (0, 0, 255)))
         path.write_text('lane 2\nroad\n')
         assert read_classes(path) == (('lane 2', 'road'), ())
@@ -270,7 +270,7 @@ def test_three_commands(tmp_path):
     assert 'weights     weights/vit_small_patch14_dinov2.safetensors, from mine.pth as weights/vit_small' in printed
     assert re.search(r'images +5 training, 1 validation', printed)
     assert re.search(r'#07fa29 +1 +\d+\.\d+% +5 +1  thing 1', printed)
-    assert re.search(r'Probe\(step=0\.\d+, image=\d\.\d+, memory=\d{8,}\)', printed)
+    assert re.search(r'Probe\(step=\d+\.\d+, image=\d+\.\d+, memory=\d{8,}\)', printed)
     assert re.search(r'thing 3 +\|', printed), 'validated with IoU per class'
     assert Image.open(tmp_path / 'found/masks/1.png').size == (48, 40)
     assert list((tmp_path / 'work_dirs/tiny').glob('best_mIoU_*.pth'))

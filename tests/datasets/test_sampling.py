@@ -66,7 +66,7 @@ def test_dataset_has_ade20k_layout(scenes):
         assert set(labels) <= {*range(len(CLASSES)), 255}
         assert 255 in labels
     raw = cv2.imread(str(next((scenes / 'seed0/annotations/training').iterdir())), cv2.IMREAD_UNCHANGED)
-    assert 0 in raw  # as in ADE20K: 0 is unlabelled
+    assert 0 in raw  # as in ADE20K: 0 is unlabeled
 
 
 def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):

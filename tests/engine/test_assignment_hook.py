@@ -227,7 +227,7 @@ def test_skipped_batches_are_reported_at_the_refresh(tmp_path):
 
 
 def test_warm_up_without_a_label_is_an_error_in_the_first_step(tmp_path):
-    with pytest.raises(RuntimeError, match=r'PromptAssignmentHook.*warm-up batches held no labelled pixel'):
+    with pytest.raises(RuntimeError, match=r'PromptAssignmentHook.*warm-up batches held no labeled pixel'):
         train(tmp_path, dict(type='RandomScenes', ignored=True), init='xavier')
 
 

@@ -106,7 +106,7 @@ def test_masks_may_be_infinite(tmp_path):
 
 
 class SpoilBefore(Hook):
-    """Changes a weight before the training, after it was initialised."""
+    """Changes a weight before the training, after it was initialized."""
 
     def before_train(self, runner):
         spoil(runner, float('nan'), 'parameter')

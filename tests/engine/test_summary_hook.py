@@ -18,7 +18,7 @@ from mmengine.logging import MMLogger
 from test_assignment_hook import train
 
 from mmseg_davpt.compat import is_worth_a_line
-from mmseg_davpt.engine import RunSummaryHook, TrainingRunner
+from mmseg_davpt.engine import QuietRunner, RunSummaryHook
 from mmseg_davpt.engine.record_hook import class_ious
 from mmseg_davpt.engine.summary_hook import learning_rates
 
@@ -233,7 +233,7 @@ def test_rates_are_those_of_the_training(schedule, tmp_path):
 
 
 def test_the_screen_shows_warnings_until_it_is_opened(tmp_path, capfd):
-    runner = TrainingRunner.__new__(TrainingRunner)
+    runner = QuietRunner.__new__(QuietRunner)
     runner._log_dir, runner._timestamp, runner._experiment_name = str(tmp_path), 'now', 'quiet screen'
     logger = runner.build_logger()
     logger.info('to the file only')

@@ -23,7 +23,7 @@ ONNX = {
 
 @pytest.fixture(scope='module', params=ONNX)
 def exported(request, tmp_path_factory):
-    """Segmentor, size, whether the program normalises, errors and file."""
+    """Segmentor, size, whether the program normalizes, errors and file."""
     for name in programs.PACKAGES:
         pytest.importorskip(name)
     init_default_scope('mmseg')

@@ -40,8 +40,8 @@ class Pair:
     """
 
     def __init__(self, draw):
-        colours = draw.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
-        self.image = np.kron(colours, np.ones((8, 8, 1), np.uint8))
+        colors = draw.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8)
+        self.image = np.kron(colors, np.ones((8, 8, 1), np.uint8))
         self.ids = draw.integers(0, CLASSES, (HEIGHT, WIDTH), dtype=np.uint8)
         self.ids[:2, :3] = 255
         self.image_data = encoded(Image.fromarray(self.image))
@@ -232,7 +232,7 @@ CHANGES = {
     'mask: huge header': refuse_mask(lambda draw, pair: huge(draw)),
     'mask: 1 and 16 bits, palette, TIFF, BMP': recode_mask,
     'mask: ids of no class': wrong_ids,
-    'mask: colours, JPEG, float, 2 bits': no_ids,
+    'mask: colors, JPEG, float, 2 bits': no_ids,
     'mask: other size': resize_mask,
     'mask: several images': refuse_mask(
         lambda draw, pair: encoded(

@@ -38,7 +38,7 @@ def model_without_batch_norm(guided, **loss):
 
 
 def data(uneven):
-    """Four images; with ``uneven``, those of the second rank have half as many labelled pixels."""
+    """Four images; with ``uneven``, those of the second rank have half as many labeled pixels."""
     torch.manual_seed(1)
     images, samples = batch(C, b=4, ignore=0.0)
     if uneven:
@@ -93,7 +93,7 @@ def test_two_ranks_equal_one_process(uneven, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_mean_over_labelled_pixels_is_per_rank(tmp_path):
+def test_a_mean_over_labeled_pixels_is_per_rank(tmp_path):
     """``avg_non_ignore=True`` with uneven labels: the mean over the ranks is not the mean over the pixels."""
     losses, gradients = compare(tmp_path, uneven=True, avg_non_ignore=True)
     assert losses['decode.loss_ce'] > 1e-4
@@ -101,7 +101,7 @@ def test_a_mean_over_labelled_pixels_is_per_rank(tmp_path):
 
 
 @pytest.mark.faults
-def test_a_mean_over_labelled_pixels_that_are_even(tmp_path):
+def test_a_mean_over_labeled_pixels_that_are_even(tmp_path):
     losses, gradients = compare(tmp_path, avg_non_ignore=True)
     assert losses['decode.loss_ce'] < 1e-5
     assert gradients < 1e-4

@@ -89,7 +89,7 @@ def random_case(seed, k=9, m=4, c=6, d=5, dtype=torch.float64):
 @given(seed=st.integers(0, 10_000), k=st.integers(0, 9), m=st.integers(1, 5))
 @settings(max_examples=80, deadline=None)
 def test_loss_against_a_plain_loop(seed, k, m):
-    """Unlabelled samples, classes without a prompt, prompts without a class, prompts without a sample: all occur."""
+    """Unlabeled samples, classes without a prompt, prompts without a class, prompts without a sample: all occur."""
     case = random_case(seed, k=k, m=m)
     assert ProxyAnchorLoss()(*case).item() == pytest.approx(oracles.proxy_anchor(*case), rel=1e-9, abs=1e-12)
     assert ProxyAnchorLoss(8.0, 0.3)(*case).item() == pytest.approx(

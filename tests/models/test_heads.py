@@ -79,15 +79,15 @@ class TestLosses:
             assert parameter.grad is None or parameter.grad.isfinite().all(), key
 
     def test_ignored_pixels_do_not_count(self):
-        """``avg_non_ignore`` is the mean over labelled pixels; without it, ignored ones are in the divisor."""
+        """``avg_non_ignore`` is the mean over labeled pixels; without it, ignored ones are in the divisor."""
         model, (images, samples), losses = losses_of(snippets('Other losses')[0])
         gt = torch.cat([sample.gt_sem_seg.data for sample in samples])
         logits = F.interpolate(model(images, mode='tensor'), gt.shape[1:], mode='bilinear')
         expected = F.cross_entropy(logits, gt, ignore_index=255)
         torch.testing.assert_close(losses['decode.loss_ce'], expected, rtol=1e-4, atol=1e-5)
         _, _, plain = losses_of('model = dict()')
-        labelled = (gt != 255).float().mean()
-        torch.testing.assert_close(plain['decode.loss_ce'], expected * labelled, rtol=1e-4, atol=1e-5)
+        labeled = (gt != 255).float().mean()
+        torch.testing.assert_close(plain['decode.loss_ce'], expected * labeled, rtol=1e-4, atol=1e-5)
 
     def test_ohem_keeps_the_hard_pixels(self):
         snippet = snippets('Other losses')[2].replace('min_kept=100000', 'min_kept=2').replace('0.7', '0.2')

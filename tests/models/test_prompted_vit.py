@@ -39,11 +39,11 @@ def test_padding_is_cropped_back():
     """A map that is linear in the pixel position stays where it was when the image ends inside a patch."""
     h, w, patch = 4, 5, (16, 16)
     height, width = 3 * 16 + 5, 4 * 16 + 9
-    centres = (torch.arange(w) + 0.5) * 16
-    x = centres.expand(1, 1, h, w)
+    centers = (torch.arange(w) + 0.5) * 16
+    x = centers.expand(1, 1, h, w)
     cropped = _crop_to_image(x, (height, width), patch)
-    expected = (torch.arange(w) + 0.5) * width / w  # centres of w cells over the image alone
-    inside = (expected >= centres[0]) & (expected <= centres[-1])
+    expected = (torch.arange(w) + 0.5) * width / w  # centers of w cells over the image alone
+    inside = (expected >= centers[0]) & (expected <= centers[-1])
     torch.testing.assert_close(cropped[0, 0, 0][inside], expected[inside])
     assert _crop_to_image(x, (64, 80), patch) is x or torch.equal(_crop_to_image(x, (64, 80), patch), x)
 
@@ -106,7 +106,7 @@ def test_prompts_differ_in_number(vit):
 
 
 def test_xavier_over_eight(vit):
-    """Bound of VPT's initialisation, divided by 8, reached but not passed."""
+    """Bound of VPT's initialization, divided by 8, reached but not passed."""
     model = PromptedViT('test_vit', False, out_indices=(5,), prompts=dict(num=500))
     bound = (6 / (3 * 16 * 16 + DIMS)) ** 0.5 / 8
     largest = model.prompts.tokens['0'].abs().max().item()

@@ -62,15 +62,15 @@ def test_weight_zero_is_vpt_deep_bit_for_bit(guidance):
         assert torch.equal(state[name], value), name
 
 
-@pytest.mark.parametrize('centre', [False, True])
-def test_losses_are_the_formula(centre):
+@pytest.mark.parametrize('center', [False, True])
+def test_losses_are_the_formula(center):
     """Both terms against the loop over the formula, on tokens recorded from the model; one class is absent."""
 
     def centred(rows):
         mean = torch.stack([z for z, _ in rows]).mean(dim=0)
-        return [(z - mean if centre else z, c) for z, c in rows]
+        return [(z - mean if center else z, c) for z, c in rows]
 
-    model = assigned(build(guidance=dict(type='MetricGuidance', center_prototypes=centre))).double()
+    model = assigned(build(guidance=dict(type='MetricGuidance', center_prototypes=center))).double()
     for parameter in model.backbone.trunk.parameters():  # biases too: projected, an absent class is not zero
         parameter.data.normal_(std=0.3)
     x, samples = batch(C)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from mmseg_davpt.reports.overlay import draw_legend, draw_overlay
+from mmseg_davpt.reports.overlay import draw_comparison, draw_legend, draw_overlay
 
 PALETTE = [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
 NAMES = ['road', 'sky', 'a class with a very long name']
 
 
-def test_colours_are_mixed_and_other_ids_left_out():
+def test_colors_are_mixed_and_other_ids_left_out():
     image = np.full((300, 40, 3), 100, np.uint8)
     mask = np.zeros((300, 40), np.int64)
     mask[:, 20:], mask[299] = 2, 255
@@ -46,3 +46,18 @@ def test_every_name_has_its_place(width):
 def test_no_class_needs_no_legend():
     image = np.zeros((4, 5, 3), np.uint8)
     assert draw_overlay(image, np.full((4, 5), 255), NAMES, PALETTE).shape == (4, 5, 3)
+
+
+def test_a_comparison_shows_image_truth_and_prediction():
+    image = np.full((40, 300, 3), 100, np.uint8)
+    truth, prediction = np.full((40, 300), 255), np.ones((40, 300), np.int64)
+    truth[:, :100] = 0
+    picture = draw_comparison(image, truth, prediction, NAMES, PALETTE, opacity=1.0)
+    assert picture.shape[1] == 900
+    assert (picture[:40, :300] == image).all()
+    assert (picture[:40, 300:400] == PALETTE[0]).all()
+    assert (picture[:40, 400:600] == 100).all()  # ignored pixels of the truth
+    assert (picture[:40, 600:] == PALETTE[1]).all()
+    legend = picture[40:]
+    assert all((legend == color).all(-1).any() for color in PALETTE[:2])  # classes of both
+    assert draw_comparison(image, None, prediction, NAMES, PALETTE).shape[1] == 600

@@ -22,7 +22,7 @@ def model(request):
 
 
 def batches(number=2):
-    """Batches as a data loader gives them: images as bytes, and labelled samples."""
+    """Batches as a data loader gives them: images as bytes, and labeled samples."""
     torch.manual_seed(1)
     images = [torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8) for _ in range(number)]
     return [dict(inputs=list(pixels), data_samples=batch()[1]) for pixels in images]
@@ -76,9 +76,9 @@ def test_prototypes_are_means_of_the_samples(model):
     means = torch.stack([(fractions[:, c, None] * samples).sum(0) / fractions[:, c].sum() for c in range(5)])
     torch.testing.assert_close(space.prototypes, means - means.mean(dim=0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(space.counts, fractions.sum(dim=0))
-    labelled = fractions.sum(dim=1) > 0.5
-    torch.testing.assert_close(space.patches, samples[labelled] - means.mean(dim=0), atol=1e-5, rtol=1e-4)
-    assert torch.equal(space.classes, fractions[labelled].argmax(dim=1))
+    labeled = fractions.sum(dim=1) > 0.5
+    torch.testing.assert_close(space.patches, samples[labeled] - means.mean(dim=0), atol=1e-5, rtol=1e-4)
+    assert torch.equal(space.classes, fractions[labeled].argmax(dim=1))
     assert space.prompts.shape == (7, 64)
 
 
@@ -101,3 +101,10 @@ def test_figures_are_1200_pixels_wide(model, tmp_path):
     assert sizes['2/maps.png'][1] > 1.8 * sizes['1/maps.png'][1]
     with pytest.raises(ValueError, match='pca or umap'):
         reports.draw_prompt_space(dict(first=space), CLASSES, tmp_path / 'space.png', 'tsne')
+
+
+def test_a_table_without_assigned_prompts_is_drawn(tmp_path):
+    """All classes that occur were in no training image."""
+    table = PromptAttention(torch.ones(3, 4), torch.tensor([5.0, 0.0, 1.0]), torch.tensor([-1, 2, -1]))
+    reports.draw_class_table({'model': table}, CLASSES, tmp_path / 'table.png')
+    assert Image.open(tmp_path / 'table.png').width == 1200

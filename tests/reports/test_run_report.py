@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from mmseg_davpt.apis import load_config
-from mmseg_davpt.engine import TrainingRunner
+from mmseg_davpt.engine import QuietRunner
 from mmseg_davpt.reports.report_page import make_page
 from mmseg_davpt.reports.run_report import ReportError, RunReport, paired_differences, read_run, read_scalars
 
@@ -22,7 +22,7 @@ def folder(tiny_config, tmp_path_factory):
     """Work folder of 4 iterations with 2 validations."""
     path = tmp_path_factory.mktemp('run') / 'guided <b>run</b>'
     options = {'train_cfg.max_iters': 4, 'train_cfg.val_interval': 2, 'param_scheduler.0.end': 4}
-    TrainingRunner.from_cfg(load_config(tiny_config, options, str(path))).train()
+    QuietRunner.from_cfg(load_config(tiny_config, options, str(path))).train()
     return path
 
 

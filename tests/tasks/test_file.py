@@ -104,8 +104,8 @@ def test_a_failed_write_keeps_the_file_before(task, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     'pipeline, message',
     [
-        ([dict(type='ResizeToMultiple', size_divisor=14)], 'ResizeToMultiple: a task file knows at most one Resize'),
-        ([dict(type='Resize', scale_factor=0.5)], 'a task file knows at most one Resize'),
+        ([dict(type='ResizeToMultiple', size_divisor=14)], 'ResizeToMultiple: a task file supports one Resize'),
+        ([dict(type='Resize', scale_factor=0.5)], 'a task file supports one Resize'),
     ],
 )
 def test_a_pipeline_that_cannot_be_described_is_refused(pipeline, message, task):

@@ -49,10 +49,10 @@ def test_the_card_says_what_it_is_and_how_to_load_it(model, tmp_path):
         assert words in card.text, words
 
 
-def test_the_licence_of_the_trunk_is_that_of_timm(folder):
+def test_the_license_of_the_trunk_is_that_of_timm(folder):
     info = read_info(folder / 'streets.task.safetensors')
     object.__setattr__(info.trunk, 'arch', 'vit_small_patch14_dinov2.lvd142m')
-    assert "licence of the trunk's weights | apache-2.0" in hub.model_card(info, 1, 'me/x').text
+    assert "license of the trunk's weights | apache-2.0" in hub.model_card(info, 1, 'me/x').text
 
 
 def test_a_push_uploads_file_and_card(model, folder, monkeypatch):

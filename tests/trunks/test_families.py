@@ -305,7 +305,7 @@ STATISTICS = {
 
 
 def test_page_agrees_with_timm():
-    """docs/backbones.md: patch, prefix tokens, biases, statistics and licence of every family."""
+    """docs/backbones.md: patch, prefix tokens, biases, statistics and license of every family."""
     page = (ROOT / 'docs/backbones.md').read_text()
     for name, statistics in STATISTICS.items():
         mean, std = (', '.join(f'{255 * value:.3f}' for value in part) for part in statistics)
@@ -322,5 +322,5 @@ def table_row(family):
     prefix = {0: 'none', 1: 'class'}.get(trunk.num_prefix_tokens, f'class, {trunk.num_prefix_tokens - 1} registers')
     biases = ', '.join(part for part, has in zip('qkv', (family.value_bias, family.key_bias, family.value_bias)) if has)
     statistics = next(name for name, values in STATISTICS.items() if values == (cfg.mean, cfg.std))
-    size, licence = trunk.patch_embed.patch_size[0], family.licence or cfg.license
-    return f'| {family.name} | `{arch}` | {size} | {prefix} | {biases or "none"} | {statistics} | {licence} |'
+    size, license = trunk.patch_embed.patch_size[0], family.license or cfg.license
+    return f'| {family.name} | `{arch}` | {size} | {prefix} | {biases or "none"} | {statistics} | {license} |'

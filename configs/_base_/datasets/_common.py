@@ -1,4 +1,4 @@
-# What all datasets share: the steps of the pipelines, loaders, evaluators. A dataset file changes steps by their index
+# Common to all datasets: steps of the pipelines, loaders, evaluators. A dataset file changes steps by their index
 # and names its files; sizes here are those of ADE20K. CheckedLoadAnnotations gets the number of classes in the
 # file of the dataset.
 crop_size = (512, 512)
@@ -13,7 +13,7 @@ train_pipeline = [
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),  # mmseg's inference functions look for this name
+    dict(type='LoadImageFromFile'),  # mmseg's inference functions need this name
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),  # 1
     dict(type='CheckedLoadAnnotations'),  # 2, after Resize: the truth keeps its size
     dict(type='PackSegInputs'),
@@ -34,7 +34,7 @@ train_dataloader = dict(
     batch_size=4,
     num_workers=4,
     persistent_workers=True,
-    timeout=100,  # seconds without a batch until the training ends; 0, as torch wants it, without workers
+    timeout=100,  # seconds without a batch until the training ends; 0, which torch requires, without workers
     sampler=dict(type='ReplayableSampler', shuffle=True),
 )
 val_dataloader = dict(

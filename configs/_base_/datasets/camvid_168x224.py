@@ -1,4 +1,4 @@
-# CamVid in crops that two CPU cores can afford.
+# CamVid in crops that are small enough for two CPU cores.
 _base_ = './camvid.py'
 crop_size = (168, 224)
 train_pipeline = _base_.train_pipeline

@@ -1,4 +1,4 @@
-# CCP, 33 classes, at 224 pixels of width: what two CPU cores can afford. The photos are 320 wide and about 480 high.
+# CCP, 33 classes, 224 pixels wide: small enough for two CPU cores. The photos are 320 wide and about 480 high.
 _base_ = './_common.py'
 dataset_type = 'CCPDataset'
 data_root = 'data/ccp'

@@ -1,4 +1,4 @@
-# Masks hold class ids 0 to 170, and 255 for unlabelled pixels.
+# Masks hold class ids 0 to 170, and 255 for unlabeled pixels.
 _base_ = './_common.py'
 dataset_type = 'COCOStuffDataset'
 data_root = 'data/coco_stuff164k'

@@ -7,7 +7,7 @@ train_pipeline = [step for step in _base_.train_pipeline if step.type != 'PhotoM
 train_pipeline[3].update(scale=(320, 240), ratio_range=(1.0, 1.5))  # RandomResize
 train_pipeline[4].update(crop_size=crop_size)  # RandomCrop
 test_pipeline, tta_pipeline = _base_.test_pipeline, _base_.tta_pipeline
-# CheckedLoadAnnotations: ids are 1 to 16, 0 is unlabelled
+# CheckedLoadAnnotations: ids are 1 to 16, 0 is unlabeled
 train_pipeline[2].update(reduce_zero_label=True, num_classes=16)
 test_pipeline[1].update(reduce_zero_label=True, num_classes=16)
 tta_pipeline[1].transforms[2][0].update(reduce_zero_label=True, num_classes=16)

@@ -1,4 +1,4 @@
-# The same frozen ViT-S/14 under DINOv2's linear protocol: what the maps do not hold, this head cannot add.
+# Frozen ViT-S/14; batch norm and one linear layer (DINOv2's linear protocol): results depend mostly on the trunk.
 _base_ = './davpt-gated_upernet_vit-s14.py'
 model = dict(
     backbone=dict(out_indices=(11,)),

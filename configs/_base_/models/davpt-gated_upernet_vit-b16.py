@@ -18,13 +18,13 @@ model = dict(
         pretrained=True,
         img_size=(512, 512),
         out_indices=(2, 5, 8, 11),
-        tuning='davpt_gated',  # prompts behind a gate that is zero at first, initialised with class prototypes
+        tuning='davpt_gated',  # prompts behind a gate that is zero at first, initialized with class prototypes
         prompts=dict(num=20),  # per block
     ),
     guidance=dict(  # the metric loss
         type='MetricGuidance',
         num_classes=150,
-        blocks=(-1,),  # the last block alone is the paper's best
+        blocks=(-1,),  # the last block, the best choice in the paper
         sample_space='query',  # prototypes of the patches' queries ...
         prompt_space='key',  # ... against the keys of the prompts, as in attention
         weight_patch=0.05,  # beta:   prototypes of each image <-> prompts

@@ -35,7 +35,7 @@ model = dict(
         pretrained=True,
         img_size=(512, 512),
         out_indices=(9, 14, 19, 23),
-        norm_outputs=False,  # each head norms what it reads
+        norm_outputs=False,  # each head normalizes its input
         tuning='davpt',
         prompts=dict(num=20),
     ),

@@ -1,5 +1,5 @@
-# `tuned` holds for every tuning method, `tuned.METHOD` for one; the longest key counts. Weight decay applies to weight
-# matrices of heads and trunk, never to norms, pretrained biases, prompts, adapters or low-rank updates.
+# `tuned` holds for every tuning method, `tuned.METHOD` for one; the longest matching key applies. Weight decay applies
+# to weight matrices of heads and trunk, never to norms, pretrained biases, prompts, adapters or low-rank updates.
 optim_wrapper = dict(
     type='OptimWrapper',
     constructor='TunedOptimWrapperConstructor',

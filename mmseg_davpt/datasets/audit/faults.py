@@ -33,7 +33,7 @@ def add_fault(faults: list[Fault], split: str, kind: str, path: str, what: str) 
 
 
 def explain_missing_masks(split: Split, faults: list[Fault]) -> None:
-    """If every mask of a split is missing, say which files are there instead, in its first fault.
+    """If every mask of a split is missing, list the files that are there instead, in its first fault.
 
     Args:
         split: The split.
@@ -125,7 +125,7 @@ def no_images(dataset: BaseDataset) -> tuple[str, str]:
 
 
 def other_suffixes(folder: str, suffix: str, option: str) -> str:
-    """Say which files a folder holds instead of those with ``suffix``; empty if there are none.
+    """List the files that a folder holds instead of those with ``suffix``; empty if there are none.
 
     Args:
         folder: Folder to search, with subfolders.
@@ -162,7 +162,7 @@ def check_zero_label(splits: list[Split], faults: list[Fault]) -> None:
             continue
         if not reduced and max(plain) == classes:
             what = (
-                f'False, but ids run to {classes} with {classes} classes: set it True if 0 is unlabelled, '
+                f'False, but ids run to {classes} with {classes} classes: set it True if 0 is unlabeled, '
                 f'or name the class of id {classes}'
             )
         elif reduced and max(plain) == classes - 1 and (plain == set(range(classes)) or 255 in ids or 0 not in ids):

@@ -139,13 +139,13 @@ def _spread(infos: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]
 
 
 def _looks_right(info: Mapping[str, Any], add: partial[None]) -> bool:
-    """Whether the headers say that image and mask have the same size. If not, the files are to be read."""
+    """Whether image and mask have the same size by their headers. If not, the files are read."""
     try:
         image = read_header(Path(info['img_path']))
         mask = read_header(Path(info['seg_map_path'])) if info.get('seg_map_path') else image
     except (OSError, ValueError):
         return False
-    if image is None or mask is None:  # Pillow does not know the format
+    if image is None or mask is None:  # Pillow cannot read the format
         return True
     if image.orientation >= 5:
         return False

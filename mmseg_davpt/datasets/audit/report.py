@@ -34,21 +34,21 @@ def _by_classes(splits: list[Split]) -> list[list[Split]]:
 
 
 def format_classes(splits: list[Split]) -> str:
-    """Table of the classes: percent of the labelled pixels, and number of masks.
+    """Table of the classes: percent of the labeled pixels, and number of masks.
 
     Args:
         splits: Splits with the same classes.
     """
     rows = [['id', 'class', *(cell for split in splits for cell in (f'{split.name}: % of pixels', 'masks'))]]
-    labelled = [sum(split.pixels[index] for index in range(len(split.classes))) for split in splits]
+    labeled = [sum(split.pixels[index] for index in range(len(split.classes))) for split in splits]
     for index, name in enumerate(splits[0].classes):
         row = [str(index), name]
-        for split, total in zip(splits, labelled):
+        for split, total in zip(splits, labeled):
             row += [f'{100 * split.pixels[index] / total:.3f}' if total else '-', f'{split.masks[index]:,}']
         rows.append(row)
     ignored = [split.dataset.ignore_index for split in splits]
     row = [str(ignored[0]), '(ignored, of all)']
-    for split, value, total in zip(splits, ignored, labelled):
+    for split, value, total in zip(splits, ignored, labeled):
         whole = total + split.pixels[value]
         row += [f'{100 * split.pixels[value] / whole:.3f}' if whole else '-', f'{split.masks[value]:,}']
     rows.append(row)

@@ -171,7 +171,7 @@ def inspect_mask(path: str, reader: Reader, sample: Sample) -> np.ndarray | None
     if mask.ndim == 3 and mask.shape[2] == 1:
         mask = mask[..., 0]
     if mask.ndim != 2:
-        fault('colour mask', f'{mask.shape[2]} channels instead of one id per pixel')
+        fault('color mask', f'{mask.shape[2]} channels instead of one id per pixel')
         return None
     if mask.dtype == bool:
         mask = mask.astype(np.uint8)

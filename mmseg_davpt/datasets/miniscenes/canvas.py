@@ -16,7 +16,7 @@ PALETTE = [
     [100, 60, 160], [255, 210, 60],
 ]  # fmt: skip
 HEIGHT, WIDTH = 240, 320
-_ID = {name: index + 1 for index, name in enumerate(CLASSES)}  # ADE20K's convention: 0 is unlabelled
+_ID = {name: index + 1 for index, name in enumerate(CLASSES)}  # ADE20K's convention: 0 is unlabeled
 
 
 class Canvas:
@@ -27,7 +27,7 @@ class Canvas:
 
     Attributes:
         image: ``(H, W, 3)`` float32 RGB in [0, 1].
-        mask: ``(H, W)`` uint8, class id + 1; 0 is unlabelled.
+        mask: ``(H, W)`` uint8, class id + 1; 0 is unlabeled.
     """
 
     def __init__(self, rng: Generator) -> None:
@@ -41,22 +41,22 @@ class Canvas:
         coarse = self.rng.standard_normal(shape).astype(np.float32)
         return cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
 
-    def colour(self, *rgb: float, jitter: float = 0.06) -> np.ndarray:
-        """A colour near ``rgb`` in [0, 1]."""
+    def color(self, *rgb: float, jitter: float = 0.06) -> np.ndarray:
+        """A color near ``rgb`` in [0, 1]."""
         return np.clip(np.array(rgb, np.float32) + self.rng.normal(0, jitter, 3).astype(np.float32), 0.02, 0.98)
 
     def paint(
         self,
         name: str,
         region: np.ndarray,
-        colour: np.ndarray,
+        color: np.ndarray,
         grain: float = 0.05,
         cell: float = 4,
         stretch: float = 1.0,
     ) -> None:
-        """Fill a region ``(H, W)`` bool with a textured colour and its class."""
+        """Fill a region ``(H, W)`` bool with a textured color and its class."""
         texture = grain * (self.noise(cell, stretch) + 0.5 * self.noise(max(1.5, cell / 3), stretch))
-        self.image = np.where(region[..., None], colour * (1 + texture[..., None]), self.image)
+        self.image = np.where(region[..., None], color * (1 + texture[..., None]), self.image)
         self.mask[region] = _ID[name]
 
     def polygon(self, *points: tuple[float, float]) -> np.ndarray:

@@ -24,7 +24,7 @@ SPLITS = {'training': 240, 'validation': 60}
 class MiniScenesDataset(BaseSegDataset):
     """Generated indoor and outdoor scenes, 16 classes, 240 training and 60 validation images of 240x320 pixels.
 
-    Masks hold class id + 1 and 0 where nothing is labelled, as in ADE20K. Generated on first use.
+    Masks hold class id + 1 and 0 where nothing is labeled, as in ADE20K. Generated on first use.
 
     Args:
         data_root: Folder of the dataset; created if it does not exist.

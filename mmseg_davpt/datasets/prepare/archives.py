@@ -94,7 +94,7 @@ class _Allowance:
 
 
 class _Bounded(io.RawIOBase):
-    """A tar file, maybe compressed, of which a limited number of bytes is read: tarfile believes what headers state.
+    """A tar file, maybe compressed, of which a limited number of bytes is read: tarfile trusts the sizes in headers.
 
     Attributes:
         left: Bytes that may still be read.

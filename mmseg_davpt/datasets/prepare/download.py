@@ -100,7 +100,7 @@ def _require_safe(url: str, pinned: bool, path: Path) -> None:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect to where the file could have been asked for in the first place."""
+    """Follows a redirect only to an address that the first request could have had."""
 
     def __init__(self, pinned: bool, path: Path) -> None:
         self.pinned, self.path = pinned, path
@@ -146,9 +146,9 @@ def _fetch(url: str, part: Path, version: Path, pinned: bool, timeout: float) ->
         if response.headers.get('Content-Encoding', 'identity') != 'identity' or response.status not in (200, 206):
             raise DataError(f'{url}: the server answers {response.status} {response.headers.get("Content-Encoding")}')
         if response.headers.get_content_type() == 'text/html':
-            raise DataError(f'{url} is a web page, not a file: does it want a login? Open it in a browser')
+            raise DataError(f'{url} is a web page, not a file: it may need a login. Open it in a browser')
         if total is None and not (pinned or response.chunked):
-            raise DataError(f'{url}: the server does not say how long the file is; a part would pass for the whole')
+            raise DataError(f'{url}: the server gives no length: an incomplete file would not be noticed')
         if total is not None:
             require_space(part.parent, 2 * total - start, f'{url} ({total:,} bytes) and its contents')
         if not start:
@@ -188,7 +188,7 @@ def _version(headers: Any) -> str:
 
 
 def _why_damaged(part: Path, suffix: str) -> str | None:
-    """Why a file without a known hash cannot be what its name says, or ``None``."""
+    """Why a file without a known hash cannot be what its name claims, or ``None``."""
     with part.open('rb') as file:
         beginning = file.read(512).lstrip().lower()
     if beginning.startswith((b'<!doctype html', b'<html')):

@@ -39,7 +39,7 @@ class Source:
         folder: ``data_root`` of the config, below ``data``.
         archives: Files to download and unpack.
         counts: Glob below the folder -> number of files; number of lines if it names a ``.txt`` file.
-        licence: Summary of the licence.
+        license: Summary of the license.
         convert: Converts the unpacked masks to those that the dataset reads; may be called again.
         manual: How to get archives without ``url``.
     """
@@ -49,7 +49,7 @@ class Source:
     folder: str
     archives: tuple[Archive, ...]
     counts: Mapping[str, int]
-    licence: str
+    license: str
     convert: Callable[[Path], None] | None = None
     manual: str = ''
 
@@ -73,7 +73,7 @@ SOURCES = {
             'images/validation/*.jpg': 2000,
             'annotations/validation/*.png': 2000,
         },
-        licence='images for non-commercial research and education (groups.csail.mit.edu/vision/datasets/ADE20K/terms)',
+        license='images for non-commercial research and education (groups.csail.mit.edu/vision/datasets/ADE20K/terms)',
     ),
     'pascal-context59': Source(
         title='PASCAL Context (59 classes)',
@@ -101,7 +101,7 @@ SOURCES = {
             'ImageSets/SegmentationContext/train.txt': 4998,
             'ImageSets/SegmentationContext/val.txt': 5105,
         },
-        licence="images under Flickr's terms of use (host.robots.ox.ac.uk/pascal/VOC/voc2010)",
+        license="images under Flickr's terms of use (host.robots.ox.ac.uk/pascal/VOC/voc2010)",
         convert=convert.pascal_context59,
     ),
     'cityscapes': Source(
@@ -118,9 +118,9 @@ SOURCES = {
             'leftImg8bit/val/*/*_leftImg8bit.png': 500,
             'gtFine/val/*/*_gtFine_labelTrainIds.png': 500,
         },
-        licence='non-commercial, after registration (cityscapes-dataset.com/license)',
+        license='non-commercial, after registration (cityscapes-dataset.com/license)',
         convert=convert.cityscapes,
-        manual='Register at https://www.cityscapes-dataset.com, accept the licence, log in, and download from '
+        manual='Register at https://www.cityscapes-dataset.com, accept the license, log in, and download from '
         'https://www.cityscapes-dataset.com/downloads/',
     ),
     'coco-stuff164k': Source(
@@ -152,7 +152,7 @@ SOURCES = {
             'images/val2017/*.jpg': 5000,
             'annotations/val2017/*_labelTrainIds.png': 5000,
         },
-        licence="annotations CC BY 4.0, images under Flickr's terms of use (github.com/nightrome/cocostuff)",
+        license="annotations CC BY 4.0, images under Flickr's terms of use (github.com/nightrome/cocostuff)",
         convert=convert.coco_stuff164k,
     ),
     'camvid': Source(
@@ -175,7 +175,7 @@ SOURCES = {
             for split, number in (('train', 367), ('val', 101), ('test', 233))
             for kind, suffix in (('images', '.jpg'), ('annotations', '.png'))
         },
-        licence='research only (mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid); masks CC BY-NC 4.0',
+        license='research only (mi.eng.cam.ac.uk/research/projects/VideoRec/CamVid); masks CC BY-NC 4.0',
         convert=convert.camvid,
     ),
     'loveda': Source(
@@ -204,6 +204,6 @@ SOURCES = {
             'img_dir/val/*.png': 1669,
             'ann_dir/val/*.png': 1669,
         },
-        licence='CC BY-NC-SA 4.0, academic use (github.com/Junjue-Wang/LoveDA)',
+        license='CC BY-NC-SA 4.0, academic use (github.com/Junjue-Wang/LoveDA)',
     ),
 }

@@ -12,10 +12,10 @@ from .scan import DataSummary, Value
 
 IGNORED = 255
 LEVEL_GAP = 8  # ids that are all so far apart are gray levels, as in 0, 127, 255
-MAX_COLOURS = 64  # without a list of classes; more are soft edges or photographs
+MAX_COLORS = 64  # without a list of classes; more are soft edges or photographs
 _SEPARATOR = r'[\s,;:]+'
 _NUMBERS = rf'(\d{{1,3}}){_SEPARATOR}(\d{{1,3}}){_SEPARATOR}(\d{{1,3}})'
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,20 @@ class Labels:
     Attributes:
         classes: Names; the place of a name is its id.
         table: Value in a mask -> id of its class; 255 = ignored.
-        colours: Colour of each class; empty if none are known.
+        colors: Color of each class; empty if none are known.
         reduce_zero_label: The masks hold ids from 1, and mmseg is to subtract 1.
         rewrite: Why masks with other ids must be written; empty if they are used as they are.
     """
 
     classes: tuple[str, ...]
     table: dict[Value, int]
-    colours: tuple[Colour, ...] = ()
+    colors: tuple[Color, ...] = ()
     reduce_zero_label: bool = False
     rewrite: str = ''
 
 
-def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
-    """Read a file with one class a line, with or without its colour in the masks.
+def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    """Read a file with one class a line, with or without its color in the masks.
 
     Lines are ``name``, ``name R G B``, ``R G B name`` or ``name #RRGGBB``; commas may stand for spaces. Empty lines and
     lines that begin with ``#`` do not count. The first class has id 0.
@@ -47,30 +47,30 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Colour, ...]]:
         path: The file, in UTF-8.
 
     Returns:
-        Names, and colours (empty if the lines have none).
+        Names, and colors (empty if the lines have none).
 
     Raises:
-        ValueError: A class occurs twice, or only some lines have a colour, or there is no class.
+        ValueError: A class occurs twice, or only some lines have a color, or there is no class.
     """
     names: list[str] = []
-    colours: list[Colour] = []
+    colors: list[Color] = []
     for line in path.read_text(encoding='utf-8-sig').splitlines():
         line = line.strip()
         if not line or line.startswith('#'):
             continue
-        name, colour = _read_class(line)
+        name, color = _read_class(line)
         names.append(name)
-        colours += [] if colour is None else [colour]
+        colors += [] if color is None else [color]
     if len(set(names)) < len(names) or not names:
         raise ValueError(f'{path}: expected different names, one a line; found {names or "none"}')
-    if colours and len(colours) < len(names):
-        raise ValueError(f'{path}: {len(colours)} of {len(names)} lines have a colour; give all or none one')
-    if len(set(colours)) < len(colours):
-        raise ValueError(f'{path}: two classes have the same colour')
-    return tuple(names), tuple(colours)
+    if colors and len(colors) < len(names):
+        raise ValueError(f'{path}: {len(colors)} of {len(names)} lines have a color; give all or none one')
+    if len(set(colors)) < len(colors):
+        raise ValueError(f'{path}: two classes have the same color')
+    return tuple(names), tuple(colors)
 
 
-def _read_class(line: str) -> tuple[str, Colour | None]:
+def _read_class(line: str) -> tuple[str, Color | None]:
     if match := re.fullmatch(rf'(.*?){_SEPARATOR}#([0-9a-fA-F]{{6}})', line):
         return match[1], _rgb(int(match[2], 16))
     if match := re.fullmatch(rf'(.*?){_SEPARATOR}{_NUMBERS}', line):
@@ -80,14 +80,14 @@ def _read_class(line: str) -> tuple[str, Colour | None]:
     return line, None
 
 
-def _rgb(code: int) -> Colour:
+def _rgb(code: int) -> Color:
     return code >> 16, code >> 8 & 255, code & 255
 
 
 def read_labels(
     summary: DataSummary,
     names: Sequence[str] = (),
-    colours: Sequence[Colour] = (),
+    colors: Sequence[Color] = (),
     ignored: Collection[int] = (),
 ) -> Labels:
     """Find out which class each value in the masks is.
@@ -95,7 +95,7 @@ def read_labels(
     Args:
         summary: The data.
         names: Names of the classes, in the order of their ids; made up if empty.
-        colours: Their colours in the masks, if the masks hold colours.
+        colors: Their colors in the masks, if the masks hold colors.
         ignored: Ids of no class, beside 255.
 
     Returns:
@@ -106,8 +106,8 @@ def read_labels(
     """
     values = set(summary.values)
     is_gray = all(len(set(value)) == 1 for value in values if isinstance(value, tuple))
-    as_ids = is_gray and not colours
-    labels = _read_ids(summary, names, ignored) if as_ids else _read_colours(summary, names, colours)
+    as_ids = is_gray and not colors
+    labels = _read_ids(summary, names, ignored) if as_ids else _read_colors(summary, names, colors)
     if not 2 <= len(labels.classes) <= 255:
         raise ValueError(f'the masks hold {len(labels.classes)} classes; expected 2 to 255: {labels.classes[:5]}')
     return labels
@@ -123,10 +123,10 @@ def _read_ids(summary: DataSummary, names: Sequence[str], ignored: Collection[in
     if not rewrite and not reduce and any(new != old for old, new in table.items()):
         rewrite = 'ids of the classes are not 0, 1, 2, ...'
     found = {new: summary.palette.get(old) for old, new in table.items()}
-    colours = tuple(colour for index in range(len(classes)) if (colour := found.get(index)) is not None)
-    if len(colours) < len(classes) or all(len(set(colour)) == 1 for colour in colours):  # gray: no palette to show
-        colours = ()
-    return Labels(tuple(classes), {value: table[old] for value, old in by_value.items()}, colours, reduce, rewrite)
+    colors = tuple(color for index in range(len(classes)) if (color := found.get(index)) is not None)
+    if len(colors) < len(classes) or all(len(set(color)) == 1 for color in colors):  # gray: no palette to show
+        colors = ()
+    return Labels(tuple(classes), {value: table[old] for value, old in by_value.items()}, colors, reduce, rewrite)
 
 
 def _order_ids(ids: Sequence[int], names: Sequence[str]) -> tuple[Sequence[str], dict[int, int]]:
@@ -144,7 +144,7 @@ def _order_ids(ids: Sequence[int], names: Sequence[str]) -> tuple[Sequence[str],
     if kept and kept[-1] < len(names):  # classes may be absent
         return names, {value: value for value in kept}
     without_zero = [value for value in kept if value]
-    if without_zero and without_zero[-1] == len(names):  # ids from 1, 0 is unlabelled
+    if without_zero and without_zero[-1] == len(names):  # ids from 1, 0 is unlabeled
         return names, {value: value - 1 for value in without_zero}
     for found in (kept, without_zero):
         if len(found) == len(names):
@@ -161,26 +161,26 @@ def _subtracts_one(table: Mapping[int, int]) -> bool:
     return all(new == (IGNORED if old in (0, IGNORED) else old - 1) for old, new in table.items())
 
 
-def _read_colours(summary: DataSummary, names: Sequence[str], colours: Sequence[Colour]) -> Labels:
+def _read_colors(summary: DataSummary, names: Sequence[str], colors: Sequence[Color]) -> Labels:
     values = summary.values
     if any(isinstance(value, int) for value in values):
-        raise ValueError('some masks hold ids and others colours: give each kind its own folder')
+        raise ValueError('some masks hold ids and others colors: give each kind its own folder')
     found = sorted(value for value in values if isinstance(value, tuple))
-    if names and not colours:
+    if names and not colors:
         raise ValueError(
-            f'the masks hold {len(found)} colours; write the colour of each class behind its name (name R G B). Found: '
-            + ', '.join('{} {} {}'.format(*colour) for colour in found[:MAX_COLOURS])
+            f'the masks hold {len(found)} colors; write the color of each class behind its name (name R G B). Found: '
+            + ', '.join('{} {} {}'.format(*color) for color in found[:MAX_COLORS])
         )
     if not names:
-        if len(found) > MAX_COLOURS:
+        if len(found) > MAX_COLORS:
             raise ValueError(
-                f'the masks hold {len(found)} colours, too many for classes: give the classes and their colours '
-                'with --classes (one line each: name R G B); other colours are then ignored'
+                f'the masks hold {len(found)} colors, too many for classes: give the classes and their colors '
+                'with --classes (one line each: name R G B); other colors are then ignored'
             )
-        names, colours = ['colour_{:02x}{:02x}{:02x}'.format(*colour) for colour in found], found
-    ids = {colour: index for index, colour in enumerate(colours)}
-    table: dict[Value, int] = {colour: ids.get(colour, IGNORED) for colour in found}
+        names, colors = ['color_{:02x}{:02x}{:02x}'.format(*color) for color in found], found
+    ids = {color: index for index, color in enumerate(colors)}
+    table: dict[Value, int] = {color: ids.get(color, IGNORED) for color in found}
     if all(new == IGNORED for new in table.values()):
-        shown = ', '.join('{} {} {}'.format(*colour) for colour in found[:10])
-        raise ValueError(f'none of the colours of the classes is in the masks, which hold {shown}')
-    return Labels(tuple(names), table, tuple(colours), rewrite='the masks hold colours')
+        shown = ', '.join('{} {} {}'.format(*color) for color in found[:10])
+        raise ValueError(f'none of the colors of the classes is in the masks, which hold {shown}')
+    return Labels(tuple(names), table, tuple(colors), rewrite='the masks hold colors')

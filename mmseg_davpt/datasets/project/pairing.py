@@ -20,7 +20,7 @@ KINDS += ('mask', 'masks', 'label', 'labels', 'annotation', 'annotations', 'anno
 
 
 class PairingError(ValueError):
-    """Images and masks whose names do not fit; the message says what was found."""
+    """Images and masks whose names do not fit; the message lists what was found."""
 
 
 def list_images(folder: Path) -> list[Path]:

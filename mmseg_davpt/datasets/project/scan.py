@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..image_files import ImageFileError, check_file, check_mask_file, describe_mismatch, read_header
 from .pairing import named_split, pair_files
 
-Value = int | tuple[int, int, int]  # of a mask's pixel: an id, or a colour (red, green, blue)
+Value = int | tuple[int, int, int]  # of a mask's pixel: an id, or a color (red, green, blue)
 MAX_VALUES = 1024  # of a mask; more are a photograph, or a mask with soft edges
 
 
@@ -30,7 +30,7 @@ class Pair:
         mask: File of the mask.
         size: (width, height) of the image as it is read.
         pixels: Value in the mask -> number of its pixels.
-        split: ``train``, ``val`` or ``test`` if a folder says so.
+        split: ``train``, ``val`` or ``test`` if the name of a folder gives it.
     """
 
     image: Path
@@ -49,7 +49,7 @@ class DataSummary:
         masks: Folder of the masks.
         pairs: The usable pairs, sorted by image.
         left_out: File -> why it is not used.
-        palette: Id -> colour, of masks with a palette.
+        palette: Id -> color, of masks with a palette.
         rewrite: Why the masks must be written anew, whatever their ids; empty if they can be read as they are.
     """
 
@@ -69,8 +69,8 @@ class DataSummary:
         return total
 
     @property
-    def colours(self) -> bool:
-        """Whether the masks hold colours."""
+    def colors(self) -> bool:
+        """Whether the masks hold colors."""
         return any(isinstance(value, tuple) for pair in self.pairs for value in pair.pixels)
 
     @property
@@ -145,7 +145,7 @@ def read_mask(path: Path) -> tuple[np.ndarray, dict[int, tuple[int, int, int]], 
         path: The file.
 
     Returns:
-        Ids ``(H, W)`` or colours ``(H, W, 3)``; id -> colour of a palette; why mmseg cannot read this file as it is,
+        Ids ``(H, W)`` or colors ``(H, W, 3)``; id -> color of a palette; why mmseg cannot read this file as it is,
         empty if it can.
 
     Raises:
@@ -176,10 +176,10 @@ def read_mask(path: Path) -> tuple[np.ndarray, dict[int, tuple[int, int, int]], 
 
 
 def count_values(values: np.ndarray) -> dict[Value, int]:
-    """Count ids or colours.
+    """Count ids or colors.
 
     Args:
-        values: Ids ``(H, W)`` or colours ``(H, W, 3)``.
+        values: Ids ``(H, W)`` or colors ``(H, W, 3)``.
     """
     if values.ndim == 3:
         codes = values.astype(np.int64) @ np.array([65536, 256, 1])

@@ -207,6 +207,6 @@ def _converter(labels: Labels) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _format_palette(labels: Labels) -> str:
-    if not labels.colours:
-        return '[]  # mmseg draws random colours'
-    return '[' + ', '.join(str(list(colour)) for colour in labels.colours) + ']'
+    if not labels.colors:
+        return '[]  # mmseg draws random colors'
+    return '[' + ', '.join(str(list(color)) for color in labels.colors) + ']'

@@ -1,0 +1,335 @@
+"""Draw the figures of the docs with ``python docs/figures/make.py``.
+
+``block.svg`` and ``guidance.svg`` show the method. ``front.svg`` and ``speed.svg`` are drawn from the measured rows and
+tables in ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from statistics import mean, stdev
+
+from svg import BLUE, GRAY, GREEN, ORANGE, PURPLE, Drawing
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parents[1] / 'benchmarks' / 'results'
+
+
+def block() -> Drawing:
+    """A prompted block, and the three forms in which prompts join its attention."""
+    d = Drawing(
+        1080, 610, 'A prompted block: prompts pass LN1 and the key and value projections and join the attention'
+    )
+    d.text(20, 30, 'A block with prompts (VPT-Deep, DA-VPT)', 18, 'start', bold=True)
+    d.legend(560, 30, {'trained': 'trained', 'frozen': 'frozen', 'computed': 'computed'}, 130)
+
+    # The tokens of the image.
+    d.box(20, 95, 110, 70, ['tokens x', '(B, T + N, D)'], 'computed', 14)
+    d.box(170, 110, 60, 40, 'LN1', 'frozen')
+    d.arrow((130, 130), (170, 130))
+    d.line((230, 130), (255, 130), (255, 230))
+    for y, name in ((90, 'q'), (150, 'k'), (210, 'v')):
+        d.box(285, y, 62, 40, f'W_{name}', 'frozen')
+        d.arrow((255, y + 20), (285, y + 20))
+    d.line((255, 130), (255, 110))
+    # The prompts.
+    d.box(20, 275, 110, 70, ['prompts P', '(M, D)'], 'trained', 14)
+    d.box(170, 290, 60, 40, 'LN1', 'frozen')
+    d.arrow((130, 310), (170, 310))
+    d.line((230, 310), (255, 310))
+    d.line((255, 290), (255, 350))
+    for y, name in ((270, 'k'), (330, 'v')):
+        d.box(285, y, 62, 40, f'W_{name}', 'frozen')
+        d.arrow((255, y + 20), (285, y + 20))
+    d.text(20, 390, 'the same LN1, W_k and W_v as above; no W_q and no MLP for prompts', 13, 'start', GRAY)
+    # Attention.
+    d.box(430, 90, 210, 280, [], 'computed')
+    d.text(535, 200, 'attention', 16, bold=True)
+    d.text(535, 230, 'softmax(Q [K_p; K]ᵀ / √d) [V_p; V]', 12.5)
+    for y, name in ((110, 'Q'), (170, 'K'), (230, 'V'), (290, 'K_p'), (350, 'V_p')):
+        color = ORANGE if 'p' in name else '#333333'
+        d.arrow((347, y), (430, y), color=color, width=2.4 if 'p' in name else 1.8)
+        d.text(388, y - 8, name, 15)
+    # The rest of the block.
+    x = 690
+    for name, width in (('W_o', 55), ('LS1', 50)):
+        d.box(x, 210, width, 40, name, 'frozen')
+        d.arrow((x - 50 if x == 690 else x - 20, 230), (x, 230))
+        x += width + 20
+    d.arrow((x - 20, 230), (x + 4, 230))
+    d.circle(x + 16, 230, 12, '#ffffff')
+    d.text(x + 16, 236, '+', 17)
+    d.arrow((150, 130), (150, 68), (x + 16, 68), (x + 16, 218))
+    d.circle(150, 130, 2.5, '#333333')
+    d.text(470, 60, 'residual stream', 13, color=GRAY)
+    x += 28
+    d.arrow((x, 230), (x + 24, 230))
+    d.box(x + 24, 190, 72, 80, ['LN2', 'MLP', 'LS2'], 'frozen', 14)
+    d.arrow((x + 96, 230), (x + 114, 230))
+    d.circle(x + 126, 230, 12, '#ffffff')
+    d.text(x + 126, 236, '+', 17)
+    d.circle(x + 10, 230, 2.5, '#333333')
+    d.arrow((x + 10, 230), (x + 10, 168), (x + 126, 168), (x + 126, 218))
+    d.arrow((x + 138, 230), (x + 164, 230))
+    d.text(x + 148, 285, 'next block', 13)
+    d.text(x + 148, 302, '(its own prompts)', 13)
+
+    # The three forms.
+    d.text(20, 432, 'Three forms of the attention', 18, 'start', bold=True)
+    forms = [
+        (
+            'VPT-Deep, DA-VPT',
+            ['one softmax over prompts and tokens', 'softmax(Q [K_p; K]ᵀ / √d) [V_p; V]', 'trained: P'],
+        ),
+        (
+            'gated (davpt_{}gated)',
+            [
+                'softmax(Q Kᵀ / √d) V',
+                '+ g · softmax(Q K_pᵀ / √d) V_p',
+                'trained: P and g per block; g = 0 at the start',
+            ],
+        ),
+        (
+            'residual values (davpt_{}residual)',
+            [
+                'a = mean over heads of softmax(Q K_pᵀ / √d)',
+                'x_n += LS1(attention output) + Σ_m a_{nm} V_m',
+                'trained: P and V_m per block; V_m = 0 at the start',
+            ],
+        ),
+    ]
+    for number, (title, lines) in enumerate(forms):
+        left = 20 + number * 350
+        d.box(left, 445, 335, 125, [], 'computed')
+        d.text(left + 168, 472, title, 15, bold=True)
+        for row, line in enumerate(lines):
+            d.text(left + 168, 500 + 24 * row, line, 14, color=GRAY if row == 2 else '#1a1a1a')
+    d.text(
+        20, 597, 'T: class token and registers; N: patches; LS: LayerScale, where the trunk has it.', 13, 'start', GRAY
+    )
+    return d
+
+
+CLASSES = {'sky': BLUE, 'tree': GREEN, 'road': PURPLE}
+MASK = ['sssss', 'sstts', 'ttttr', 'rrrrr']
+
+
+def guidance() -> Drawing:
+    """From masks and tokens to prototypes, from class means to the assignment, and the metric loss."""
+    d = Drawing(
+        1080, 600, 'Guidance: class prototypes of the patches pull the prompt of their class and push the others'
+    )
+    d.text(20, 30, 'Guidance of a block', 18, 'start', bold=True)
+    d.legend(560, 30, {'trained': 'trained', 'frozen': 'frozen', 'computed': 'computed', 'loss': 'loss'}, 120)
+
+    # Masks -> fractions.
+    for row, line in enumerate(MASK):
+        for column, letter in enumerate(line):
+            color = {'s': BLUE, 't': GREEN, 'r': PURPLE}[letter]
+            d.rectangle(30 + 20 * column, 62 + 20 * row, 20, 20, color, '#ffffff')
+    d.text(80, 162, 'mask, in patches', 13)
+    d.box(190, 72, 170, 60, ['class fractions A', '(B, N, C)'], 'computed')
+    d.arrow((130, 102), (190, 102))
+    d.box(190, 195, 170, 60, ['tokens of the block Z', '(B, N, D)'], 'computed')
+    d.box(20, 205, 110, 40, 'image', 'computed')
+    d.arrow((130, 225), (190, 225))
+    # Prototypes.
+    d.box(
+        430,
+        110,
+        200,
+        110,
+        ['prototypes', 'Σ_n A_{nc} Z_n / Σ_n A_{nc}', 'of each image,', 'of the whole batch'],
+        'computed',
+        14,
+    )
+    d.arrow((360, 102), (395, 102), (395, 150), (430, 150))
+    d.arrow((360, 225), (395, 225), (395, 180), (430, 180))
+    # Assignment.
+    d.box(430, 275, 200, 55, ['class means S (C, D)', 'of all batches so far'], 'computed', 14)
+    d.box(430, 365, 200, 55, ['spherical k-means:', 'prompt a(c) of class c'], 'computed', 14)
+    d.arrow((530, 220), (530, 275), dashed=True)
+    d.text(540, 252, 'no gradient', 13, 'start', GRAY)
+    d.arrow((530, 330), (530, 365))
+    # Prompts.
+    d.box(20, 455, 110, 60, ['prompts P', '(M, D)'], 'trained', 14)
+    d.box(190, 455, 170, 60, ['LN1, then W_q (paper)', 'or W_k (recipe)'], 'frozen', 14)
+    d.arrow((130, 485), (190, 485), color=ORANGE, width=2.4)
+
+    # The metric space.
+    cx, cy, radius = 855, 205, 118
+    d.text(cx, 68, 'metric loss on cosines', 15, bold=True)
+    d.circle(cx, cy, radius, '#fbfbfb', GRAY)
+
+    def place(angle: float, r: float = radius) -> tuple[float, float]:
+        """A point at an angle in degrees, ``r`` from the center."""
+        return cx + r * math.cos(math.radians(angle)), cy - r * math.sin(math.radians(angle))
+
+    angles = {'sky': (120, 160), 'tree': (20, -22), 'road': (262, 232)}
+    for name, (sample, prompt) in angles.items():
+        x, y = place(sample)
+        px, py = place(prompt)
+        ax, ay = place(prompt + (sample - prompt) * 0.24, radius + 16)
+        bx, by = place(prompt + (sample - prompt) * 0.72, radius + 16)
+        d.arrow((ax, ay), (bx, by), color=CLASSES[name], width=2.4)
+        d.circle(x, y, 8, CLASSES[name])
+        d.rectangle(px - 8, py - 8, 16, 16, '#FDF0D5', ORANGE)
+        d.rectangle(px - 4, py - 4, 8, 8, CLASSES[name])
+    for near, far in (('sky', 'tree'), ('tree', 'road'), ('road', 'sky')):
+        x, y = place(angles[near][0], radius - 14)
+        px, py = place(angles[far][1], radius - 16)
+        d.arrow(
+            (x + 0.55 * (px - x), y + 0.55 * (py - y)),
+            (x + 0.93 * (px - x), y + 0.93 * (py - y)),
+            color=GRAY,
+            dashed=True,
+        )
+    d.circle(720, 352, 7, '#bbbbbb')
+    d.text(735, 357, 'prototype of a class', 13, 'start')
+    d.rectangle(713, 368, 14, 14, '#FDF0D5', ORANGE)
+    d.text(735, 380, 'prompt with that class', 13, 'start')
+    d.line((895, 352), (930, 352), width=2.4)
+    d.text(938, 357, 'pull together', 13, 'start')
+    d.line((895, 375), (930, 375), dashed=True, color=GRAY)
+    d.text(938, 380, 'push apart', 13, 'start')
+    d.arrow((630, 165), (712, 165))
+    d.arrow((630, 392), (660, 392), (660, 245), (712, 245))
+    d.arrow((360, 485), (690, 485), (690, 300), (745, 300), color=ORANGE, width=2.4)
+    d.box(715, 415, 345, 46, 'L = L_{decode} + L_{aux} + β L(X, P) + λ L(proto, P)', 'loss', 14)
+    d.arrow((cx + 20, 392), (cx + 20, 415), color=GREEN)
+    for row, line in enumerate(
+        (
+            'L(X, P): prototypes of each image; Z is the attention output (paper) or the queries (recipe).',
+            'L(proto, P): prototypes of the batch; Z is the input of the attention, projected to queries.',
+        )
+    ):
+        d.text(20, 555 + 22 * row, line, 14, 'start', GRAY)
+    return d
+
+
+# Row names -> labels, with the place of the label. The rows DA-VPT and DA-VPT+ are gated DA-VPT and gated DA-VPT+
+# (benchmarks/results/comparison.md, Names).
+FRONT = {
+    'head only': ('head only', 10, 22, 'start'),
+    'VPT-Shallow': ('VPT-Shallow', 10, 22, 'start'),
+    'VPT-Deep, 10 prompts': ('VPT-Deep, 10 prompts', -12, 5, 'end'),
+    'VPT-Deep': ('VPT-Deep', 12, 5, 'start'),
+    'VPT-Deep, gates': ('VPT-Deep, gated', 12, 22, 'start'),
+    'DA-VPT': ('gated DA-VPT', -12, 14, 'end'),
+    'DA-VPT+': ('gated DA-VPT+', 12, 14, 'start'),
+    'bias': ('bias', -12, 5, 'end'),
+    'LoRA q,v': ('LoRA q, v', 0, -28, 'middle'),
+    'AdaptFormer': ('AdaptFormer', 10, 24, 'start'),
+    'full': ('full tuning', -14, 5, 'end'),
+}
+
+
+def front() -> Drawing:
+    """MIoU against trained parameters in the trunk, with the front of the best methods."""
+    rows: dict[str, list[dict]] = {}
+    for line in (RESULTS / 'camvid_main.jsonl').read_text().splitlines():
+        row = json.loads(line)
+        rows.setdefault(row['method'], []).append(row)
+    points = {
+        name: (
+            mean(row['tuned_trunk'] for row in rows[name]),
+            mean(row['mIoU'] for row in rows[name]),
+            stdev(row['mIoU'] for row in rows[name]),
+        )
+        for name in FRONT
+    }
+    d = Drawing(900, 480, 'CamVid: mIoU against the number of trained parameters in the trunk')
+    left, right, top, bottom = 80, 870, 20, 410
+    lowest, highest = 50.0, 69.0
+
+    def place_x(count: float) -> float:
+        """Logarithmic from 5,000 on; 0 has a place of its own on the left."""
+        return (
+            left + 45 if count == 0 else left + 110 + (right - left - 130) * math.log(count / 5e3) / math.log(3e7 / 5e3)
+        )
+
+    def place_y(value: float) -> float:
+        return bottom - (bottom - top) * (value - lowest) / (highest - lowest)
+
+    d.line((left, top), (left, bottom), (right, bottom), width=1.2)
+    for value in range(50, 69, 4):
+        d.line((left, place_y(value)), (right, place_y(value)), color='#e5e5e5', width=1)
+        d.text(left - 10, place_y(value) + 5, f'{value}', 14, 'end')
+    for count, label in ((0, '0'), (1e4, '0.01 M'), (1e5, '0.1 M'), (1e6, '1 M'), (1e7, '10 M')):
+        d.line((place_x(count), bottom), (place_x(count), bottom + 6), width=1.2)
+        d.text(place_x(count), bottom + 24, label, 14)
+    d.text((left + right) / 2, bottom + 54, 'trained parameters in the trunk (logarithmic)', 15)
+    d.text(left + 10, top + 14, 'mIoU, mean of 3 seeds ± standard deviation', 15, 'start')
+    best, steps, on_front = -math.inf, [], set()
+    for name, (count, score, _) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if score > best:
+            if steps:
+                steps.append((place_x(count), place_y(best)))
+            steps.append((place_x(count), place_y(score)))
+            best = score
+            on_front.add(name)
+    d.line(*steps, color=GRAY, dashed=True)
+    for name, (count, score, spread) in points.items():
+        label, dx, dy, anchor = FRONT[name]
+        x, y = place_x(count), place_y(score)
+        ours = name in ('DA-VPT', 'DA-VPT+')
+        color = ORANGE if ours else BLUE
+        d.line((x, place_y(score - spread)), (x, place_y(score + spread)), color=color)
+        if ours:
+            d.rectangle(x - 6, y - 6, 12, 12, color, '#333333')
+        else:
+            d.circle(x, y, 6, color if name in on_front else '#ffffff', color, 2)
+        d.text(x + dx, y + dy, label, 14, anchor, bold=ours, rim=True)
+    d.text(right, bottom - 34, 'filled, dashed line: no method with fewer parameters is better', 13, 'end', GRAY)
+    d.text(right, bottom - 14, 'squares: gated DA-VPT', 13, 'end', GRAY)
+    return d
+
+
+SPEED = {
+    'full tuning': 'full tuning, float32',
+    'gated DA-VPT': 'gated DA-VPT',
+    'gated DA-VPT, bfloat16 trunk': 'gated DA-VPT, bfloat16 trunk',
+    'gated DA-VPT, last third': 'gated DA-VPT, last 4 blocks',
+    'gated DA-VPT, last third, bfloat16 trunk': 'last 4 blocks, bfloat16 trunk',
+}
+
+
+def speed() -> Drawing:
+    """Time and memory of a step on ViT-B/16, from the first table in ``speed_half_precision.md``."""
+    page = (RESULTS / 'speed_half_precision.md').read_text()
+    table = page.split('### vit_base_patch16_224, 512x512, B=1, float32, no head\n')[1].strip().split('\n\n')[0]
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
+    measured = {row[0]: (float(row[2]), float(row[5])) for row in cells[2:]}
+    d = Drawing(900, 260, 'ViT-B/16: time and peak memory of a step')
+    columns = ((300, 'seconds of a step', 0, 8.5), (610, 'peak memory with AdamW, MB', 1, 1850.0))
+    for left, title, which, most in columns:
+        d.text(left, 28, title, 15, 'start', bold=True)
+        for number, (name, label) in enumerate(SPEED.items()):
+            y = 44 + 34 * number
+            value = measured[name][which]
+            if which == 0:
+                d.text(left - 12, y + 18, label, 14, 'end')
+            d.rectangle(left, y, 230 * value / most, 24, ORANGE if 'bfloat16' in name else BLUE)
+            d.text(left + 230 * value / most + 8, y + 18, f'{value:.2f}' if which == 0 else f'{value:.0f}', 14, 'start')
+    d.text(
+        20,
+        245,
+        'One image of 512x512, CPU time of one core; a step is forward and backward of the trunk. Orange: bfloat16.',
+        13,
+        'start',
+        GRAY,
+    )
+    return d
+
+
+def figures() -> dict[str, str]:
+    """File name -> content."""
+    return {f'{make.__name__}.svg': str(make()) for make in (block, guidance, front, speed)}
+
+
+if __name__ == '__main__':
+    for name, content in figures().items():
+        (HERE / name).write_text(content)
+        print(HERE / name)
