@@ -14,8 +14,10 @@ from .components import (
 )
 from .goals import GOALS, Goal, case_table, check_goals, goal_table, plot
 from .measure import Case, environment, measurement, peak_memory, ratio, time_rounds
-from .profile import format_profile, profile_cases
+from .overview import run_overview
+from .profile import beyond_arithmetic, format_profile, profile_cases
 from .runner import PARTS, Options, fill_document, run_benchmark
+from .scale import counted_exchange, format_scale, large_trunk
 from .trunk import CASES, PromptTokens, available_cases, build_case, trunk_cost
 from .workload import Workload
 
@@ -30,9 +32,11 @@ __all__ = [
     'Workload',
     'assignment_cost',
     'available_cases',
+    'beyond_arithmetic',
     'build_case',
     'case_table',
     'check_goals',
+    'counted_exchange',
     'data_rate',
     'environment',
     'evaluation_case',
@@ -45,9 +49,11 @@ __all__ = [
     'format_evaluation',
     'format_guidance',
     'format_profile',
+    'format_scale',
     'goal_table',
     'guidance_case',
     'guidance_cost',
+    'large_trunk',
     'measurement',
     'peak_memory',
     'plot',
@@ -55,6 +61,7 @@ __all__ = [
     'ratio',
     'ring_seconds',
     'run_benchmark',
+    'run_overview',
     'time_rounds',
     'trunk_cost',
     'workers',

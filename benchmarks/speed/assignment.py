@@ -96,7 +96,7 @@ def assignment_cost(workload: Workload, classes: Sequence[int], timed: Timed, ra
 def refresh_over_ranks(classes: Sequence[int], dims: int, ranks: int) -> dict[str, float]:
     """Median seconds of a later refresh over gloo processes on this CPU, by number of classes."""
     with tempfile.TemporaryDirectory() as folder:
-        start = fresh_processes('cpu').get_start_method()
+        start = fresh_processes().get_start_method()
         arguments = ranks, folder, tuple(classes), dims
         torch.multiprocessing.start_processes(_rank, arguments, nprocs=ranks, start_method=start)
         return json.loads(Path(folder, 'seconds.json').read_text())

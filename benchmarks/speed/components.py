@@ -139,7 +139,7 @@ def evaluation_case(workload: Workload, image: tuple[int, int], slide_batch: int
 
 
 def evaluation_cost(
-    workload: Workload, image: tuple[int, int], slide_batches: Sequence[int], timed: Timed
+    workload: Workload, image: tuple[int, int], slide_batches: Sequence[int], timed: Timed, memory: bool = True
 ) -> dict[str, dict[str, Any]]:
     """Images per second of mmseg's sequential windows and of ``slide_batch``, resizing and argmax included.
 
@@ -159,7 +159,7 @@ def evaluation_cost(
             images_per_second=1 / times[name].median,
             faster=ratio(times[MMSEG].times, times[name].times),
             times=times[name].times,
-            memory=peak_memory(build, warm, workload.device),
+            memory=peak_memory(build, warm, workload.device) if memory else None,
             ade20k_minutes=ADE20K_VALIDATION * times[name].median / 60,
         )
         for name, build in builds.items()

@@ -34,6 +34,7 @@ class Goal:
 
 
 _CONCATENATION = 'keys/values against concatenation'
+_HALF = 'bfloat16 trunk against full tuning'
 _FULL, _BASE = 'DA-VPT against full tuning', 'vit_base_patch16'
 _STOCK = "keys/values against mmseg's ViT with prompt tokens"
 _TOKENS, _KV = 'VPT-Deep tokens, M={}', 'VPT-Deep k/v, M={}'
@@ -57,7 +58,14 @@ GOALS = (
     Goal(_FULL, 'seconds', 'DA-VPT', 'full tuning', 0.70, 0.67, _BASE),
     Goal(_FULL, 'growth', 'DA-VPT', 'full tuning', 0.65, None, _BASE),
     Goal(_FULL, 'growth_adamw', 'DA-VPT', 'full tuning', 0.45, None, _BASE),
-    Goal('last third against all blocks', 'seconds', f'{_KV.format(20)}, last third', _KV.format(20), 0.70, 0.67),
+    Goal(_HALF, 'growth', 'gated DA-VPT, bfloat16 trunk', 'full tuning', 0.55, None, _BASE),
+    Goal(_HALF, 'growth_adamw', 'gated DA-VPT, bfloat16 trunk', 'full tuning', 0.35, None, _BASE),
+    Goal('bfloat16 against float32 trunk', 'seconds', 'gated DA-VPT, bfloat16 trunk', 'gated DA-VPT', 1.0),
+    *(
+        Goal(f'{name}: last {part} against all blocks', 'seconds', f'{name}, last {part}', name, most, limit)
+        for name in (_KV.format(20), 'LoRA', 'AdaptFormer')
+        for part, most, limit in (('half', 0.8, 0.72), ('third', 0.6, 0.62))
+    ),
     Goal(_STOCK, 'seconds', _KV.format(20), 'mmseg ViT, tokens, M=20', 1 / 1.3),
     Goal(_STOCK, 'growth', _KV.format(20), 'mmseg ViT, tokens, M=20', 1.0),
 )

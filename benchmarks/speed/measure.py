@@ -10,6 +10,7 @@ import platform
 import random
 import resource
 import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -55,7 +56,7 @@ class Case:
 
 
 def time_rounds(
-    runs: Mapping[Any, Callable[[], object]], rounds: int, min_seconds: float = 0.2
+    runs: Mapping[Any, Callable[[], object]], rounds: int, min_seconds: float = 0.2, cpu_time: bool = False
 ) -> dict[Any, benchmark.Measurement]:
     """Time all runs in turn, round by round, so that a slow moment of the machine affects all of them.
 
@@ -67,6 +68,8 @@ def time_rounds(
         runs: Name -> the function to time.
         rounds: Number of rounds that count.
         min_seconds: Shorter runs are repeated within a round.
+        cpu_time: Count the CPU time of this process, all threads together: for a machine that others use, too. Not for
+            GPUs.
 
     Returns:
         Name -> measurement; ``times[r]`` are the seconds per call in round ``r``.
@@ -75,21 +78,22 @@ def time_rounds(
     for run in runs.values():
         run()
     for name, run in runs.items():
-        seconds = _time(name, run, 1).median
+        seconds = _time(name, run, 1, cpu_time).median
         numbers[name] = min(1000, max(1, math.ceil(min_seconds / seconds)))
     order, measured = random.Random(0), []
     for _ in range(rounds):
         for name in order.sample(list(runs), len(runs)):
-            measured.append(_time(name, runs[name], numbers[name]))
+            measured.append(_time(name, runs[name], numbers[name], cpu_time))
     merged = {measurement.stmt: measurement for measurement in benchmark.Measurement.merge(measured)}
     return {name: merged[name] for name in runs}
 
 
-def _time(name: str, run: Callable[[], object], number: int) -> benchmark.Measurement:
-    start = benchmark.timer()
+def _time(name: str, run: Callable[[], object], number: int, cpu_time: bool) -> benchmark.Measurement:
+    timer = time.process_time if cpu_time else benchmark.timer
+    start = timer()
     for _ in range(number):
         run()
-    return measurement(name, [benchmark.timer() - start], number)
+    return measurement(name, [timer() - start], number)
 
 
 def measurement(name: str, values: list[float], number: int = 1) -> benchmark.Measurement:
@@ -104,14 +108,14 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
 
 
 def peak_memory(build: Callable[[], Case], warm: Callable[[], Case], device: str = 'cpu') -> dict[str, float]:
-    """Peak memory of a case in a fresh process.
+    """Peak memory of a case.
 
-    On a GPU it is the allocator's. On a CPU it is the resident set: ``growth`` is counted from the process with
-    everything imported and a tiny case already run (libraries load on first use), before the model is built. A CPU's
-    processes are forked from one that has only imported; a GPU's are spawned, because CUDA survives no fork.
+    On a GPU it is the allocator's, in this process. On a CPU it is the resident set of a fresh process, which is forked
+    from one that has only imported. ``growth`` is counted from the process with everything imported and a tiny case
+    already run (libraries load on first use), before the model is built.
 
     Args:
-        build: Makes the case in the fresh process; is pickled.
+        build: Makes the case; is pickled.
         warm: Makes the tiny case; is pickled.
         device: ``cpu`` or ``cuda``.
 
@@ -119,21 +123,22 @@ def peak_memory(build: Callable[[], Case], warm: Callable[[], Case], device: str
         In MB: ``growth``, and ``peak`` from zero; with trainable parameters also ``growth_adamw`` and ``peak_adamw``,
         with AdamW's steps and state.
     """
-    with ProcessPoolExecutor(1, mp_context=fresh_processes(device)) as pool:
+    if device == 'cuda':
+        return _peak_memory(build, warm, device, torch.get_num_threads())
+    with ProcessPoolExecutor(1, mp_context=fresh_processes()) as pool:
         return pool.submit(_peak_memory, build, warm, device, torch.get_num_threads()).result()
 
 
-def fresh_processes(device: str) -> BaseContext:
+def fresh_processes() -> BaseContext:
     """Context for processes that have imported this module, and done nothing else."""
-    context = get_context('spawn' if device == 'cuda' else 'forkserver')
-    if device == 'cpu':
-        context.set_forkserver_preload([__name__])
+    context = get_context('forkserver')
+    context.set_forkserver_preload([__name__])
     return context
 
 
 def _peak_memory(build: Callable[[], Case], warm: Callable[[], Case], device: str, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
-    if hasattr(libc := ctypes.CDLL(None), 'mallopt'):
+    if device == 'cpu' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
         # glibc keeps freed blocks of up to 32 MB, differently from run to run; above 64 KB they now go back at once.
         libc.mallopt(_M_MMAP_THRESHOLD, 2**16)
     warm()()

@@ -12,6 +12,9 @@ from .trunk import build_case
 from .workload import Workload
 
 ROWS = 10  # operators that a table shows
+LARGEST = 5  # costs beyond the arithmetic
+# Parts of the names of operators that are the trunk's own arithmetic: products of matrices and attention.
+ARITHMETIC = ('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm', 'attention', 'convolution', 'gemm')
 
 
 def profile_cases(workload: Workload, names: Sequence[str], calls: int = 3) -> dict[str, dict[str, float]]:
@@ -27,7 +30,7 @@ def profile_cases(workload: Workload, names: Sequence[str], calls: int = 3) -> d
         else the CPU's. The largest first.
     """
     cuda = workload.device == 'cuda'
-    weights: dict[type, Any] = {}
+    weights: dict[object, Any] = {}
     results = {}
     for name in names:
         case = build_case(name, workload, weights)
@@ -41,6 +44,13 @@ def profile_cases(workload: Workload, names: Sequence[str], calls: int = 3) -> d
         }
         results[name] = {key: micros[key] / 1e6 / calls for key in sorted(micros, key=micros.__getitem__, reverse=True)}
     return results
+
+
+def beyond_arithmetic(operators: Mapping[str, float]) -> dict[str, float]:
+    """The largest operators of a case that are neither products of matrices nor attention -> share of the case."""
+    total = sum(operators.values())
+    rest = {key: seconds for key, seconds in operators.items() if not any(part in key for part in ARITHMETIC)}
+    return {key: rest[key] / total for key in sorted(rest, key=rest.__getitem__, reverse=True)[:LARGEST]}
 
 
 def format_profile(results: Mapping[str, Mapping[str, float]]) -> str:
@@ -62,4 +72,12 @@ def format_profile(results: Mapping[str, Mapping[str, float]]) -> str:
         cell(totals[name] - sum(operators.get(key, 0.0) for key in shown), name) for name, operators in results.items()
     ]
     rows += [('all others', *rest), ('sum', *(f'{1e3 * total:.1f}' for total in totals.values()))]
-    return table(('operator, ms without its callees', *results), rows)
+    lines = [
+        f'- {name}: ' + ', '.join(f'`{key}` {100 * share:.1f} %' for key, share in beyond_arithmetic(operators).items())
+        for name, operators in results.items()
+    ]
+    return (
+        table(('operator, ms without its callees', *results), rows)
+        + '\n\nThe largest costs beyond products of matrices and attention:\n\n'
+        + '\n'.join(lines)
+    )

@@ -27,6 +27,7 @@ from .components import (
 from .goals import case_table, check_goals, goal_table, plot
 from .measure import Timed, environment, time_rounds
 from .profile import format_profile, profile_cases
+from .scale import counted_exchange, format_scale, large_trunk, measured_step
 from .trunk import CASES, available_cases, trunk_cost
 from .workload import Workload
 
@@ -39,7 +40,7 @@ EXCHANGED = [
 ]
 STEP_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 GPUS = (8, 64, 512)
-PROFILED = ['VPT-Deep tokens, M=100', 'VPT-Deep k/v, M=100', 'DA-VPT', 'full tuning']
+PROFILED = ['VPT-Deep k/v, M=20', 'gated DA-VPT', 'gated DA-VPT, bfloat16 trunk', 'full tuning']
 Save = Callable[[str, Any, str], None]  # part, results, Markdown
 
 
@@ -57,6 +58,7 @@ class Options:
         threads: Threads of the CPU; ``None`` for torch's default.
         rounds: Measured rounds, after one that warms up.
         min_seconds: Shorter calls are repeated within a round.
+        cpu_time: CPU time of the process instead of wall time.
         head: ``trunk``: the same light head behind every case.
         only: ``trunk``, ``profile``: only these cases.
         memory: ``trunk``: measure memory, too.
@@ -72,6 +74,11 @@ class Options:
         patches: ``guidance``: numbers of patches per image, squares.
         refreshed: ``assignment``: numbers of classes.
         images: ``data``: images per call.
+        counted_ranks: ``scale``: numbers of gloo processes whose exchange is counted.
+        large: ``scale``: timm name of a large trunk.
+        large_size: ``scale``: height and width of its images in pixels.
+        large_batch: ``scale``: batch sizes.
+        step_size: ``scale``: of the image of the measured step.
     """
 
     parts: Sequence[str]
@@ -83,6 +90,7 @@ class Options:
     threads: int | None = None
     rounds: int = 10
     min_seconds: float = 0.2
+    cpu_time: bool = False
     head: bool = False
     only: Sequence[str] | None = None
     memory: bool = True
@@ -98,6 +106,11 @@ class Options:
     patches: Sequence[int] = (256, 1024, 4096)
     refreshed: Sequence[int] = (150, 3000)
     images: int = 64
+    counted_ranks: Sequence[int] = (2, 4)
+    large: str = 'vit_giant_patch14_dinov2'
+    large_size: int = 518
+    large_batch: Sequence[int] = (1, 4, 16)
+    step_size: int = 224
 
     @property
     def workload(self) -> Workload:
@@ -107,12 +120,13 @@ class Options:
     @property
     def timed(self) -> Timed:
         """The timer with these rounds."""
-        return functools.partial(time_rounds, rounds=self.rounds, min_seconds=self.min_seconds)
+        return functools.partial(time_rounds, rounds=self.rounds, min_seconds=self.min_seconds, cpu_time=self.cpu_time)
 
     def quick(self) -> Options:
         """The same parts with a tiny trunk and two rounds, to show that they run."""
         small = replace(self, arch=['vit_tiny_patch16_224'], size=64, batch=[1], image=(64, 96))
-        small = replace(small, rounds=2, min_seconds=0.0, images=4)
+        small = replace(small, rounds=2, min_seconds=0.0, images=4, step_size=64)
+        small = replace(small, counted_ranks=(), large='vit_tiny_patch16_224', large_size=64, large_batch=(1,))
         return replace(small, classes=(19, 150), patches=(16, 64), refreshed=(150,))
 
 
@@ -150,7 +164,7 @@ def _conditions(part: str, options: Options, machine: Mapping[str, Any]) -> str:
     versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
     attention = 'fused' if machine['fused_attention'] else 'written-out'
     text = f'{machine["device"]}, {machine["threads"]} threads; {attention} attention; {versions}; '
-    text += f'{options.rounds} rounds.'
+    text += f'{options.rounds} rounds{", CPU time" if options.cpu_time else ""}.'
     if part in ('guidance', 'assignment', 'evaluation', 'profile'):
         workload = options.workload
         text += f' {workload.arch}, {workload.size}x{workload.size}, B={workload.batch}, {workload.dtype}.'
@@ -208,8 +222,24 @@ def _profile(options: Options, save: Save) -> None:
     save('profile', results, format_profile(results))
 
 
+def _scale(options: Options, save: Save) -> None:
+    results = dict(
+        exchange=[counted_exchange(config, number) for config in EXCHANGED for number in options.counted_ranks],
+        projection=exchange(EXCHANGED, options.bandwidth * 1e9, GPUS),
+        trunk=large_trunk(options.large, options.large_size, options.large_batch),
+        step=measured_step(options.large, options.step_size) if options.device == 'cpu' else None,
+    )
+    save('scale', results, format_scale(results))
+
+
 PARTS: dict[str, Callable[[Options, Save], None]] = dict(
-    trunk=_trunk, guidance=_guidance, assignment=_assignment, evaluation=_evaluation, data=_data, profile=_profile
+    trunk=_trunk,
+    guidance=_guidance,
+    assignment=_assignment,
+    evaluation=_evaluation,
+    data=_data,
+    profile=_profile,
+    scale=_scale,
 )
 
 

@@ -28,14 +28,25 @@ from .workload import TINY, Workload, light_head, samples, shape
 def prompted(
     workload: Workload,
     num: int = 20,
-    late: bool = False,
+    last: int = 1,
     gate: bool = False,
     prompts: bool = True,
-    **options: object,
+    **options: Any,
 ) -> PromptedViT:
-    """The backbone of this project; ``late``: prompts in the last third of the blocks only; ``gate``: gated prompts."""
-    blocks = tuple(range(workload.depth - workload.depth // 3, workload.depth)) if late else 'all'
+    """The backbone of this project, with prompts or another method.
+
+    Args:
+        workload: Model size and images.
+        num: Number of prompts.
+        last: The method acts in one of so many parts of the blocks, the last one: 3 for the last third.
+        gate: Gated prompts.
+        prompts: Whether ``tuning`` has prompts.
+        **options: Of the backbone.
+    """
+    blocks = tuple(range(workload.depth - workload.depth // last, workload.depth))
     prompt_options = dict(num=num, blocks=blocks) | (dict(gate=True) if gate else {})
+    if last > 1 and not prompts:
+        options['tuning'] = {options['tuning']: dict(blocks=blocks)}
     return PromptedViT(
         workload.arch,
         pretrained=False,
@@ -124,6 +135,7 @@ def stock_prompted(workload: Workload, num: int = 20) -> PromptTokens:
     return PromptTokens(model, model.layers, num, workload.dims)
 
 
+BFLOAT16 = 'bfloat16'
 RESIDUAL: dict[str, Any] = dict(residual_prompts={})  # random prompts: the prototype start costs nothing in a step
 # The guidance of guided cases; the defaults of the class are the paper's. DA-VPT: the paper's method. Gated DA-VPT: the
 # recipe of configs/.
@@ -143,17 +155,31 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
     'VPT-Deep k/v, M=10': (prompted, dict(tuning='vpt_deep', num=10), 'step'),
     'VPT-Deep k/v, M=20': (prompted, dict(tuning='vpt_deep'), 'step'),
     'VPT-Deep k/v, M=100': (prompted, dict(tuning='vpt_deep', num=100), 'step'),
-    'VPT-Deep k/v, M=20, last third': (prompted, dict(tuning='vpt_deep', late=True), 'step'),
+    'VPT-Deep k/v, M=20, last half': (prompted, dict(tuning='vpt_deep', last=2), 'step'),
+    'VPT-Deep k/v, M=20, last third': (prompted, dict(tuning='vpt_deep', last=3), 'step'),
+    'VPT-Deep k/v, M=20, bfloat16 trunk': (prompted, dict(tuning='vpt_deep', trunk_dtype=BFLOAT16), 'step'),
     'VPT-Deep k/v, M=20, with_cp': (prompted, dict(tuning='vpt_deep', with_cp=True), 'step'),
     'DA-VPT': (prompted, dict(tuning='davpt'), 'paper'),
     'gated DA-VPT': (prompted, dict(tuning='davpt', gate=True), 'gated'),
+    'gated DA-VPT, bfloat16 trunk': (prompted, dict(tuning='davpt', gate=True, trunk_dtype=BFLOAT16), 'gated'),
+    'gated DA-VPT, last third': (prompted, dict(tuning='davpt', gate=True, last=3), 'gated'),
+    'gated DA-VPT, last third, bfloat16 trunk': (
+        prompted,
+        dict(tuning='davpt', gate=True, last=3, trunk_dtype=BFLOAT16),
+        'gated',
+    ),
     'DA-VPT+': (prompted, dict(tuning='davpt_plus'), 'paper'),
     'residual DA-VPT': (prompted, dict(tuning=RESIDUAL), 'gated'),
-    'residual DA-VPT, last third': (prompted, dict(tuning=RESIDUAL, late=True), 'gated'),
+    'residual DA-VPT, last third': (prompted, dict(tuning=RESIDUAL, last=3), 'gated'),
     'residual DA-VPT, M=10, and LoRA 6': (prompted, dict(tuning=RESIDUAL | dict(lora=dict(rank=6)), num=10), 'gated'),
     'bias': (prompted, dict(tuning='bias', prompts=False), 'step'),
     'AdaptFormer': (prompted, dict(tuning='adaptformer', prompts=False), 'step'),
+    'AdaptFormer, last half': (prompted, dict(tuning='adaptformer', prompts=False, last=2), 'step'),
+    'AdaptFormer, last third': (prompted, dict(tuning='adaptformer', prompts=False, last=3), 'step'),
     'LoRA': (prompted, dict(tuning='lora', prompts=False), 'step'),
+    'LoRA, last half': (prompted, dict(tuning='lora', prompts=False, last=2), 'step'),
+    'LoRA, last third': (prompted, dict(tuning='lora', prompts=False, last=3), 'step'),
+    'LoRA, bfloat16 trunk': (prompted, dict(tuning='lora', prompts=False, trunk_dtype=BFLOAT16), 'step'),
     'full tuning': (prompted, dict(tuning='full', prompts=False), 'step'),
     'mmseg ViT, frozen': (stock, {}, 'step'),
     'mmseg ViT, full': (stock, dict(full=True), 'step'),
@@ -166,7 +192,7 @@ def available_cases() -> list[str]:
     return [name for name in CASES if 'LoRA' not in name or find_spec('peft')]
 
 
-def build_case(name: str, workload: Workload, weights: dict[type, Any] | None = None) -> Case:
+def build_case(name: str, workload: Workload, weights: dict[object, Any] | None = None) -> Case:
     """Make one of :data:`CASES`.
 
     Args:
@@ -201,10 +227,12 @@ def build_case(name: str, workload: Workload, weights: dict[type, Any] | None = 
     return Case(step, trainable, model)
 
 
-def _share(model: nn.Module, weights: dict[type, Any]) -> None:
+def _share(model: nn.Module, weights: dict[object, Any]) -> None:
+    kind = getattr(model, 'trunk_dtype', None)
     for module in model.modules():
         if isinstance(module, (*SUPPORTED, VisionTransformer)):
-            module.load_state_dict(weights.setdefault(type(module), module.state_dict()), assign=True)
+            key = (type(module), kind) if kind == BFLOAT16 else type(module)
+            module.load_state_dict(weights.setdefault(key, module.state_dict()), assign=True)
 
 
 @torch.no_grad()
@@ -247,7 +275,7 @@ def trunk_cost(
         Case -> ``seconds`` (median), ``iqr``, ``times`` (one per round), ``trainable`` (number of trainable parameters,
         light head included) and ``memory`` (MB; ``None`` without ``memory``).
     """
-    weights: dict[type, Any] = {}
+    weights: dict[object, Any] = {}
     cases = {name: build_case(name, workload, weights) for name in names}
     times = timed(cases)
     trainable = {name: sum(p.numel() for p in case.trainable) for name, case in cases.items()}

@@ -288,39 +288,35 @@ def front() -> Drawing:
 
 
 SPEED = {
-    'timm trunk, inference': 'trunk alone, inference',
-    '20 gated prompts, inference': '20 gated prompts, inference',
-    'VPT-Deep k/v, M=20, last third': 'prompts in the last third, step',
-    'VPT-Deep k/v, M=20': 'VPT-Deep, step',
-    'gated DA-VPT': 'gated DA-VPT, step',
-    'LoRA': 'LoRA, step',
-    'full tuning': 'full tuning, step',
-    'mmseg ViT, tokens, M=20': "prompts as tokens in mmseg's ViT, step",
+    'full tuning': 'full tuning, float32',
+    'gated DA-VPT': 'gated DA-VPT',
+    'gated DA-VPT, bfloat16 trunk': 'gated DA-VPT, bfloat16 trunk',
+    'gated DA-VPT, last third': 'gated DA-VPT, last 4 blocks',
+    'gated DA-VPT, last third, bfloat16 trunk': 'last 4 blocks, bfloat16 trunk',
 }
 
 
 def speed() -> Drawing:
-    """Time and memory of the main cases on ViT-B/16, from the table in ``speed.md``."""
-    page = (RESULTS / 'speed.md').read_text()
+    """Time and memory of a step on ViT-B/16, from the first table in ``speed_half_precision.md``."""
+    page = (RESULTS / 'speed_half_precision.md').read_text()
     table = page.split('### vit_base_patch16_224, 512x512, B=1, float32, no head\n')[1].strip().split('\n\n')[0]
     cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
-    measured = {row[0]: (float(row[2]), float(row[4])) for row in cells[2:]}
-    d = Drawing(900, 360, 'ViT-B/16: time and peak memory of a step and of inference')
-    columns = ((300, 'seconds', 0, 5.5), (610, 'peak memory, MB', 1, 1650.0))
+    measured = {row[0]: (float(row[2]), float(row[5])) for row in cells[2:]}
+    d = Drawing(900, 260, 'ViT-B/16: time and peak memory of a step')
+    columns = ((300, 'seconds of a step', 0, 8.5), (610, 'peak memory with AdamW, MB', 1, 1850.0))
     for left, title, which, most in columns:
         d.text(left, 28, title, 15, 'start', bold=True)
         for number, (name, label) in enumerate(SPEED.items()):
             y = 44 + 34 * number
             value = measured[name][which]
             if which == 0:
-                d.text(left - 12, y + 18, label, 14, 'end', bold='DA-VPT' in label)
-            color = ORANGE if 'gated' in name else BLUE
-            d.rectangle(left, y, 230 * value / most, 24, color)
+                d.text(left - 12, y + 18, label, 14, 'end')
+            d.rectangle(left, y, 230 * value / most, 24, ORANGE if 'bfloat16' in name else BLUE)
             d.text(left + 230 * value / most + 8, y + 18, f'{value:.2f}' if which == 0 else f'{value:.0f}', 14, 'start')
     d.text(
         20,
-        345,
-        'One image of 512x512, float32, 2 CPU cores; a step is forward and backward of the trunk. Orange: gates.',
+        245,
+        'One image of 512x512, CPU time of one core; a step is forward and backward of the trunk. Orange: bfloat16.',
         13,
         'start',
         GRAY,

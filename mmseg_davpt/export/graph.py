@@ -49,6 +49,7 @@ class SegmentationGraph(nn.Module):
         _require_exportable(model)
         model = revert_sync_batchnorm(deepcopy(model)).cpu().float().eval().requires_grad_(False)
         self.backbone: PromptedViT = model.backbone
+        self.backbone.trunk_dtype = 'float32'  # as its weights are now: no autocast
         self.neck = model.neck if model.with_neck else nn.Identity()
         self.decode_head, self.align_corners = model.decode_head, bool(model.align_corners)
         self.patch_size = self.backbone.patch_size

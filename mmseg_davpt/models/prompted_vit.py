@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..options import check_bool, check_integers, check_mapping, wrong
+from ..options import check_bool, check_choice, check_integers, check_mapping, wrong
 from ..trunks import build_trunk, resolve_blocks
 from ..tuning import (
     TOKEN_GRID,
@@ -30,6 +31,7 @@ from ..tuning import (
 from ..tuning.policy import used_parameters
 from ..weights import WeightsError, load_trunk_weights
 from ..weights.fingerprint import TrunkFingerprint
+from ..weights.half import DIGESTS, HALF, TRUNK_DTYPES, store_frozen
 
 
 @MODELS.register_module()
@@ -55,6 +57,11 @@ class PromptedViT(BaseModule):
         with_cp: Checkpoint the blocks (non-reentrant): less memory, the same gradients.
         drop_path_rate: Stochastic depth of blocks that are trained as a whole.
         allow_random: With ``pretrained=False``: train on a trunk with random weights all the same.
+        trunk_dtype: ``'float32'``, ``'bfloat16'``, or ``'float16'`` (GPUs only): type in which frozen weights of linear
+            and convolutional layers are stored, and of the autocast in which the trunk runs. The maps are those of
+            autocast with float32 weights, bit for bit, in less memory and without a cast of weights in each step.
+            Trainable parameters, norms, the residual stream and the guidance stay float32. Gradients of float16 need a
+            scaler (``AmpOptimWrapper``).
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` is the same as ``pretrained=PATH``.
 
     Attributes:
@@ -77,11 +84,13 @@ class PromptedViT(BaseModule):
         with_cp: bool = False,
         drop_path_rate: float = 0.0,
         allow_random: bool = False,
+        trunk_dtype: str = 'float32',
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         norm_outputs = check_bool('backbone.norm_outputs', norm_outputs)
         with_cp = check_bool('backbone.with_cp', with_cp)
         allow_random = check_bool('backbone.allow_random', allow_random)
+        trunk_dtype = check_choice('backbone.trunk_dtype', trunk_dtype, TRUNK_DTYPES)
         pretrained = _check_pretrained('backbone.pretrained', pretrained)
         if init_cfg is not None and check_mapping('backbone.init_cfg', init_cfg).get('type') == 'Pretrained':
             if isinstance(pretrained, str):
@@ -109,6 +118,7 @@ class PromptedViT(BaseModule):
         self.depth = self.out_indices[-1] + 1
         self._weights_loaded = False
         self.register_load_state_dict_pre_hook(_prepare_state)
+        self.register_state_dict_post_hook(_add_fingerprint)
         plan = resolve_tuning(tuning, prompts, self.depth)
         self.tuning, self.expects_guidance = tuning, plan.guided
         self.method_options = plan.methods
@@ -116,6 +126,8 @@ class PromptedViT(BaseModule):
         self.tuned = build_methods(plan, self.trunk, self.depth, norm_outputs)
         for index in range(self.depth if with_cp else 0):
             tune_block(self.trunk, index).with_cp = True
+        self.trunk_dtype = trunk_dtype
+        store_frozen(self.trunk, TRUNK_DTYPES[trunk_dtype])
 
     @property
     def _methods(self) -> dict[str, TuningMethod]:
@@ -148,7 +160,7 @@ class PromptedViT(BaseModule):
 
         Raises:
             WeightsError: The trunk's weights were never loaded.
-            ValueError: Larger than ``img_size``, for a trunk of one size (BEiT).
+            ValueError: Larger than ``img_size``, for a trunk of one size (BEiT); float16 on a CPU.
             RuntimeError: In training, if prompts still wait for their prototypes.
         """
         self.require_weights()
@@ -159,18 +171,32 @@ class PromptedViT(BaseModule):
         h, w = self.trunk.patch_embed.dynamic_feat_size(x.shape[-2:])
         TOKEN_GRID.size = h, w
         try:
-            tokens = self.trunk.forward_intermediates(
-                x,
-                indices=list(self.out_indices),
-                norm=self.norm_outputs,
-                stop_early=True,
-                output_fmt='NLC',
-                intermediates_only=True,
-            )
+            with self._precision(x.device.type):
+                tokens = self.trunk.forward_intermediates(
+                    x,
+                    indices=list(self.out_indices),
+                    norm=self.norm_outputs,
+                    stop_early=True,
+                    output_fmt='NLC',
+                    intermediates_only=True,
+                )
         finally:
             TOKEN_GRID.size = None
+        if self.trunk_dtype != 'float32':  # heads run in their own precision
+            tokens = [t.float() for t in tokens]
         maps = [t[:, -h * w :].transpose(1, 2).unflatten(2, (h, w)) for t in tokens]  # shallow prompts stand before
         return tuple(_crop_to_image(m, image, self.patch_size) for m in maps)
+
+    def _precision(self, device: str) -> AbstractContextManager[object]:
+        """Autocast to the type of the frozen weights."""
+        if self.trunk_dtype == 'float32':
+            return nullcontext()
+        if self.trunk_dtype == 'float16' and device == 'cpu':
+            raise ValueError(
+                "backbone.trunk_dtype='float16' runs on GPUs only: on a CPU use 'bfloat16' or 'float32'. Weights and "
+                'checkpoints load into either'
+            )
+        return torch.autocast(device, TRUNK_DTYPES[self.trunk_dtype])
 
     def _fill_up(self, x: Tensor) -> Tensor:
         """Images as large as a trunk of one size (BEiT) wants them; zeros to the right and below."""
@@ -264,7 +290,7 @@ class PromptedViT(BaseModule):
         return {name: tensor for name, tensor in state.items() if name in frozen or name not in parameters}
 
     def fingerprint(self) -> TrunkFingerprint:
-        """Fingerprint of :meth:`frozen_state`.
+        """Fingerprint of :meth:`frozen_state`; of tensors in half precision, that of the values that were loaded.
 
         Raises:
             WeightsError: The trunk's weights were never loaded.
@@ -272,11 +298,11 @@ class PromptedViT(BaseModule):
         self.require_weights()
         table = getattr(self.trunk, 'pos_embed', None)
         grid = None if table is None else tuple(self.trunk.patch_embed.grid_size)
-        return TrunkFingerprint.of(self.arch, grid, self.frozen_state())
+        return TrunkFingerprint.of(self.arch, grid, self.frozen_state(), self.trunk.file_digests)
 
     @torch.no_grad()
     def merged_trunk(self, methods: Collection[str] | None = None) -> dict[str, Tensor]:
-        """The trunk's tensors under timm's names, with methods merged in.
+        """The trunk's tensors under timm's names, with methods merged in; half precision is raised to float32.
 
         Args:
             methods: Names of the methods to merge; all by default.
@@ -286,7 +312,10 @@ class PromptedViT(BaseModule):
         """
         if unknown := set(methods or ()) - set(self.tuned):
             raise ValueError(f'merged_trunk: no method {sorted(unknown)[0]!r}; the model has {", ".join(self.tuned)}')
-        state = {name: tensor.clone() for name, tensor in self.trunk.state_dict().items()}
+        state = {
+            name: tensor.to(torch.float32 if tensor.dtype in HALF else tensor.dtype, copy=True)
+            for name, tensor in self.trunk.state_dict().items()
+        }
         for name, method in self._methods.items():
             if methods is None or name in methods:
                 method.merge(state)
@@ -301,7 +330,8 @@ def _check_pretrained(name: str, pretrained: object) -> bool | str:
     return pretrained
 
 
-# Key of a state dict without the frozen tensors of the trunk, for TrunkFingerprint.to_dict().
+# Key of a state dict whose trunk is absent, for TrunkFingerprint.to_dict(). Also of one whose trunk was cast to half
+# precision, for the JSON text of it as bytes, because users of state dicts expect tensors.
 FINGERPRINT = 'trunk_fingerprint'
 
 # Names of checkpoints that were written before each method had a folder of its own (version 0.1).
@@ -322,11 +352,29 @@ def _prepare_state(module: PromptedViT, state: dict[str, Tensor], prefix: str, *
     tokens, flag = f'{prefix}tuned.prompts.tokens.', f'{prefix}tuned.prompts.initialised'
     if flag not in state and any(name.startswith(tokens) for name in state):
         state[flag] = torch.tensor(True)
-    if (fingerprint := state.pop(prefix + FINGERPRINT, None)) is not None:
-        _add_trunk(module, state, prefix, TrunkFingerprint.from_dict(fingerprint))
     own = module.trunk.state_dict()
+    if (entry := state.pop(prefix + FINGERPRINT, None)) is not None:
+        fingerprint = TrunkFingerprint.from_dict(_read_text(entry) if isinstance(entry, Tensor) else entry)
+        if all(f'{prefix}trunk.{name}' in state for name in own):
+            state[f'{prefix}trunk.{DIGESTS}'] = dict(fingerprint.tensors)  # type: ignore[assignment]  # popped by the trunk
+        else:
+            _add_trunk(module, state, prefix, fingerprint)
     if all(getattr(state.get(f'{prefix}trunk.{name}'), 'shape', None) == own[name].shape for name in own):
         module._weights_loaded = True
+
+
+def _add_fingerprint(module: PromptedViT, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """After a state dict is made: add the fingerprint of a trunk whose values were cast."""
+    if module.trunk.file_digests:
+        text = json.dumps(module.fingerprint().to_dict()).encode()
+        state[prefix + FINGERPRINT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def _read_text(entry: Tensor) -> Any:
+    try:
+        return json.loads(entry.cpu().numpy().tobytes())
+    except ValueError as error:
+        raise WeightsError('The fingerprint of the trunk is damaged') from error
 
 
 def _add_trunk(module: PromptedViT, state: dict[str, Tensor], prefix: str, fingerprint: TrunkFingerprint) -> None:
@@ -347,6 +395,7 @@ def _add_trunk(module: PromptedViT, state: dict[str, Tensor], prefix: str, finge
     for name, tensor in module.trunk.state_dict().items():
         if name not in trained:  # the file holds these; loading fails where it does not
             state.setdefault(f'{prefix}trunk.{name}', tensor)
+    state[f'{prefix}trunk.{DIGESTS}'] = dict(module.trunk.file_digests)  # type: ignore[assignment]  # as above
 
 
 def _crop_to_image(x: Tensor, image: torch.Size, patch: tuple[int, int]) -> Tensor:
@@ -359,5 +408,6 @@ def _crop_to_image(x: Tensor, image: torch.Size, patch: tuple[int, int]) -> Tens
         return x.contiguous()
     scale_y, scale_x = image[0] / (h * patch[0]), image[1] / (w * patch[1])
     theta = torch.tensor([[scale_x, 0.0, scale_x - 1.0], [0.0, scale_y, scale_y - 1.0]], device=x.device)
-    grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    with torch.autocast(x.device.type, enabled=False):  # it would round the positions to half precision
+        grid = F.affine_grid(theta.expand(len(x), 2, 3), list(x.shape), align_corners=False)
     return F.grid_sample(x.float(), grid, padding_mode='border', align_corners=False).to(x.dtype)

@@ -25,7 +25,7 @@ VERSION = 1
 # Options that training alone needs, or that make a class read a file.
 DROPPED = frozenset({
     'init_cfg', 'pretrained', 'train_cfg', 'auxiliary_head', 'guidance', 'sampler', 'allow_random', 'with_cp',
-    'drop_path_rate',
+    'drop_path_rate', 'trunk_dtype',
 })  # fmt: skip
 LOSS = dict(type='CrossEntropyLoss')  # heads build one; inference does not compute it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -164,9 +165,11 @@ class TunedAttention(nn.Module):
         return torch.cat([x[:, :, :prefix], patches], dim=2)
 
     def _project_to(self, x: Tensor, space: str) -> Tensor:
-        weight = self.proj.weight
+        weight, target = self.proj.weight, {'query': 'q', 'key': 'k'}[space]
         dtype = weight.dtype if isinstance(weight, Tensor) else x.dtype  # a quantised layer takes what it gets
-        return self.project(x.to(dtype), {'query': 'q', 'key': 'k'}[space]).to(x.dtype)
+        half = dtype in (torch.bfloat16, torch.float16)  # trainable parameters beside frozen weights are float32
+        with torch.autocast(x.device.type, dtype) if half else nullcontext():
+            return self.project(x.to(dtype), target).to(x.dtype)
 
 
 @dataclass(frozen=True)

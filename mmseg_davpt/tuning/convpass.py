@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..options import check_integer, check_number
-from ..trunks import Trunk
+from ..trunks import Trunk, resolve_blocks
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_block
 
@@ -55,24 +56,28 @@ class ConvPass(TuningMethod):
         depth: Number of blocks up to the last output.
         dim: Width of the bottlenecks; the paper's is 8.
         scale: Scale of the branches; the authors search it per dataset.
+        blocks: ``'all'`` or block indices, negative ones counted from the end. Blocks before the first build no graph.
 
     Raises:
-        ValueError: A width below 1, or a scale that is not positive.
+        ValueError: A width below 1, a scale that is not positive, or a block out of range.
     """
 
     presets = {'convpass': Preset(dict(convpass={}))}
 
-    def __init__(self, trunk: Trunk, depth: int, dim: int = 8, scale: float = 1.0) -> None:
+    def __init__(
+        self, trunk: Trunk, depth: int, dim: int = 8, scale: float = 1.0, blocks: str | Sequence[int] = 'all'
+    ) -> None:
         super().__init__(trunk, depth)
         dim = check_integer(self.option('dim'), dim)
         self.scale = check_number(self.option('scale'), scale, above=True)
+        self.blocks = resolve_blocks(blocks, depth, self.option('blocks'))
         self.attention, self.mlp = (
-            nn.ModuleDict({str(index): Bypass(self.width, dim) for index in range(depth)}) for _ in range(2)
+            nn.ModuleDict({str(index): Bypass(self.width, dim) for index in self.blocks}) for _ in range(2)
         )
 
     def attach(self, trunk: Trunk) -> None:
         """Add the branches."""
-        for index in range(self.depth):
+        for index in self.blocks:
             tune_block(trunk, index).methods.append(self)
 
     def attention_branch(self, block: int, x: Tensor, grid: tuple[int, int] | None) -> Tensor:

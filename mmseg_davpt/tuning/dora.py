@@ -35,7 +35,7 @@ class DoRA(LoRA):
         """Set the magnitudes to the norms of the loaded weights."""
         for layers in self.layers.values():
             for layer in layers.values():
-                layer.lora_magnitude_vector['default'].weight.copy_(layer.get_base_layer().weight.norm(dim=1))
+                layer.lora_magnitude_vector['default'].weight.copy_(layer.get_base_layer().weight.float().norm(dim=1))
 
     def merged_weight(self, layer: Any, weight: Tensor) -> Tensor:
         """``m V / ||V||``, ``(D, D)``."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 from torch import Tensor, nn
 
 from ..options import check_integer, check_number, check_sequence, wrong
-from ..trunks import QKV, Trunk, projection, weight_home
+from ..trunks import QKV, Trunk, projection, resolve_blocks, weight_home
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .block import tune_attention
 
@@ -52,10 +52,11 @@ class LoRA(TuningMethod):
         targets: Of ``'q'``, ``'k'``, ``'v'``, ``'proj'``; LoRA's choice is query and value.
         rank: Rank of the updates.
         alpha: Their scale is ``alpha / rank``; ``rank`` by default.
+        blocks: ``'all'`` or block indices, negative ones counted from the end. Blocks before the first build no graph.
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: An unknown or repeated target, or a number out of range; the message names the option.
+        ValueError: An unknown or repeated target, or a number or a block out of range; the message names the option.
     """
 
     presets = {
@@ -71,6 +72,7 @@ class LoRA(TuningMethod):
         targets: Sequence[str] = ('q', 'v'),
         rank: int = 8,
         alpha: float | None = None,
+        blocks: str | Sequence[int] = 'all',
     ) -> None:
         super().__init__(trunk, depth)
         name = type(self).__name__
@@ -90,8 +92,10 @@ class LoRA(TuningMethod):
             target_modules='|'.join(targets),
             **self.peft_options,
         )
+        self.blocks = resolve_blocks(blocks, depth, self.option('blocks'))
         self.layers: Any = nn.ModuleDict()  # block -> nn.ModuleDict, target -> layer of peft
-        for index, block in enumerate(trunk.blocks[:depth]):
+        for index in self.blocks:
+            block = trunk.blocks[index]
             # peft looks for a parameter to learn its device, and the projections have none.
             layers = nn.ModuleDict({'device': block.attn, **{t: Projection(block.attn, t) for t in targets}})
             layers = cast(nn.ModuleDict, inject_adapter_in_model(config, layers))
@@ -100,7 +104,7 @@ class LoRA(TuningMethod):
 
     def attach(self, trunk: Trunk) -> None:
         """Change the outputs of the target projections."""
-        for index in range(self.depth):
+        for index in self.blocks:
             attention = tune_attention(trunk, index)
             attention.methods.append(self)
             for layer in self.layers[str(index)].values():

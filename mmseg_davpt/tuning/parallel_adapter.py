@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..trunks import Trunk
 from .adaptformer import AdaptFormer
 from .base import TUNING_METHODS, Preset
@@ -20,9 +22,10 @@ class ScaledParallelAdapter(AdaptFormer):
         depth: Number of blocks up to the last output.
         dim: Width of the bottleneck.
         scale: Scale of the branch; He et al. use 4.
+        blocks: ``'all'`` or block indices, negative ones counted from the end. Blocks before the first build no graph.
 
     Raises:
-        ValueError: A width below 1, or a scale that is not positive.
+        ValueError: A width below 1, a scale that is not positive, or a block out of range.
     """
 
     presets = {
@@ -30,5 +33,7 @@ class ScaledParallelAdapter(AdaptFormer):
         'parallel_adapter_lora': Preset(dict(parallel_adapter={}, lora={})),
     }
 
-    def __init__(self, trunk: Trunk, depth: int, dim: int = 64, scale: float = 4.0) -> None:
-        super().__init__(trunk, depth, dim, scale)
+    def __init__(
+        self, trunk: Trunk, depth: int, dim: int = 64, scale: float = 4.0, blocks: str | Sequence[int] = 'all'
+    ) -> None:
+        super().__init__(trunk, depth, dim, scale, blocks)

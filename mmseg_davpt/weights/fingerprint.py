@@ -30,15 +30,24 @@ class TrunkFingerprint:
     tensors: Mapping[str, str]
 
     @classmethod
-    def of(cls, arch: str, position_grid: tuple[int, int] | None, state: Mapping[str, Tensor]) -> TrunkFingerprint:
+    def of(
+        cls,
+        arch: str,
+        position_grid: tuple[int, int] | None,
+        state: Mapping[str, Tensor],
+        known: Mapping[str, str] | None = None,
+    ) -> TrunkFingerprint:
         """Fingerprint of tensors.
 
         Args:
             arch: timm name.
             position_grid: Height and width of the position table in patches, or ``None``.
             state: timm name -> tensor.
+            known: Digests of tensors that were cast after they were read; timm name -> digest.
         """
-        return cls(arch, position_grid, {name: tensor_digest(state[name]) for name in sorted(state)})
+        known = known or {}
+        digests = {name: known.get(name) or tensor_digest(state[name]) for name in sorted(state)}
+        return cls(arch, position_grid, digests)
 
     @classmethod
     def from_dict(cls, values: Any) -> TrunkFingerprint:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -87,17 +88,27 @@ TUNED = {
     'VPT-Deep k/v, M=10': DEPTH * 10 * DIMS,
     KV: DEPTH * 20 * DIMS,
     'VPT-Deep k/v, M=100': DEPTH * 100 * DIMS,
+    'VPT-Deep k/v, M=20, last half': 3 * 20 * DIMS,
     'VPT-Deep k/v, M=20, last third': 2 * 20 * DIMS,
+    'VPT-Deep k/v, M=20, bfloat16 trunk': DEPTH * 20 * DIMS,
     'VPT-Deep k/v, M=20, with_cp': DEPTH * 20 * DIMS,
     'DA-VPT': DEPTH * 20 * DIMS,
     'gated DA-VPT': DEPTH * (20 * DIMS + 1),
+    'gated DA-VPT, bfloat16 trunk': DEPTH * (20 * DIMS + 1),
+    'gated DA-VPT, last third': 2 * (20 * DIMS + 1),
+    'gated DA-VPT, last third, bfloat16 trunk': 2 * (20 * DIMS + 1),
     'DA-VPT+': DEPTH * (20 * DIMS + 2 * DIMS),
     'residual DA-VPT': DEPTH * 2 * 20 * DIMS,
     'residual DA-VPT, last third': 2 * 2 * 20 * DIMS,
     'residual DA-VPT, M=10, and LoRA 6': DEPTH * (2 * 10 * DIMS + 2 * 2 * 6 * DIMS),
     'bias': (DEPTH * 10 + 2) * DIMS,  # 3 of qkv, 1 of proj, 3 and 1 of the MLP, 2 of norms; patch embedding, last norm
     'AdaptFormer': DEPTH * (2 * 64 * DIMS + 64 + DIMS),
+    'AdaptFormer, last half': 3 * (2 * 64 * DIMS + 64 + DIMS),
+    'AdaptFormer, last third': 2 * (2 * 64 * DIMS + 64 + DIMS),
     'LoRA': DEPTH * 2 * 2 * 8 * DIMS,
+    'LoRA, last half': 3 * 2 * 2 * 8 * DIMS,
+    'LoRA, last third': 2 * 2 * 2 * 8 * DIMS,
+    'LoRA, bfloat16 trunk': DEPTH * 2 * 2 * 8 * DIMS,
     'full tuning': TRUNK,
     'mmseg ViT, frozen': 0,
     'mmseg ViT, full': TRUNK,
@@ -112,7 +123,7 @@ def test_trainable_parameters_get_gradients_and_nothing_else_changes(head):
     workload = Workload('test_vit', size=64, batch=1, classes=7, head=head)
     weights, heads = {}, []
     cases = {name: build_case(name, workload, weights) for name in benchmark.available_cases()}
-    assert len(weights) == 2  # timm's and mmseg's
+    assert len(weights) == 3  # timm's, in two types, and mmseg's
     before = [value.clone() for state in weights.values() for value in state.values()]
     for name, case in cases.items():
         tuned = [p for p in case.model.parameters() if p.requires_grad]
@@ -231,6 +242,11 @@ def test_short_runs_are_repeated_within_a_round(clock):
 
     assert benchmark.time_rounds({'a': run}, 3, min_seconds=0.2)['a'].times == pytest.approx([0.03] * 3)
     assert clock[0] == pytest.approx(0.03 * (1 + 1 + 3 * 7))
+
+
+def test_cpu_time_does_not_count_waiting():
+    times = benchmark.time_rounds({'a': lambda: time.sleep(0.05)}, 2, min_seconds=0.0, cpu_time=True)['a'].times
+    assert max(times) < 0.02 < 0.05 <= min(benchmark.time_rounds({'a': lambda: time.sleep(0.05)}, 2, 0.0)['a'].times)
 
 
 def test_median_and_spread_by_hand():
@@ -375,7 +391,10 @@ def test_a_profile_s_table_by_hand():
     lines = benchmark.format_profile({'a': {'large': 0.088, **many}, 'b': {'large': 0.03, 'other': 0.01}}).splitlines()
     assert lines[0] == '| operator, ms without its callees | a | b |'
     assert lines[2:4] == ['| `large` | 88.0 (88.0 %) | 30.0 (75.0 %) |', '| `other` | 0.0 (0.0 %) | 10.0 (25.0 %) |']
-    assert lines[-2:] == ['| all others | 4.0 (4.0 %) | 0.0 (0.0 %) |', '| sum | 100.0 | 40.0 |']
+    assert lines[12:14] == ['| all others | 4.0 (4.0 %) | 0.0 (0.0 %) |', '| sum | 100.0 | 40.0 |']
+    assert lines[-1] == '- b: `large` 75.0 %, `other` 25.0 %'
+    operators = {'aten::mm': 6.0, 'aten::_flash_attention_backward': 2.0, 'aten::gelu': 1.5, 'aten::add': 0.5}
+    assert benchmark.beyond_arithmetic(operators) == {'aten::gelu': 0.15, 'aten::add': 0.05}
 
 
 def test_quick(scenes, tmp_path):
@@ -424,5 +443,6 @@ CONTENTS = dict(
     assignment=['gloo ranks', '**A projection, not measured**', '512 GPUs'],
     evaluation=['2000 images', 'estimated'],
     data=['workers needed'],
-    profile=['aten::addmm', 'all others'],
+    profile=['aten::addmm', 'all others', 'beyond products'],
+    scale=['Arithmetic from the shapes', 'full tuning, float32'],
 )

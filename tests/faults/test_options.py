@@ -57,11 +57,11 @@ NONE = [None]
 
 # Class -> option -> wrong values.
 TUNING = {
-    'adaptformer': dict(dim=COUNT + NONE, scale=POSITIVE + NONE),
-    'parallel_adapter': dict(dim=COUNT + NONE, scale=POSITIVE + NONE),
-    'convpass': dict(dim=COUNT + NONE, scale=POSITIVE + NONE),
-    'lora': dict(targets=[*NAMES, 'q', ('q', 'q')], rank=COUNT + NONE, alpha=POSITIVE),
-    'dora': dict(targets=[*NAMES, 'qv', ('v', 'v')], rank=COUNT + NONE, alpha=POSITIVE),
+    'adaptformer': dict(dim=COUNT + NONE, scale=POSITIVE + NONE, blocks=BLOCKS + NONE),
+    'parallel_adapter': dict(dim=COUNT + NONE, scale=POSITIVE + NONE, blocks=BLOCKS + NONE),
+    'convpass': dict(dim=COUNT + NONE, scale=POSITIVE + NONE, blocks=BLOCKS + NONE),
+    'lora': dict(targets=[*NAMES, 'q', ('q', 'q')], rank=COUNT + NONE, alpha=POSITIVE, blocks=BLOCKS + NONE),
+    'dora': dict(targets=[*NAMES, 'qv', ('v', 'v')], rank=COUNT + NONE, alpha=POSITIVE, blocks=BLOCKS + NONE),
     'bias': dict(layers=[*NAMES, 'k', ('v', 'v')]),
     'blocks': dict(indices=BLOCKS + NONE),
     'prompts': dict(
@@ -89,6 +89,7 @@ VIT = dict(
     with_cp=BOOL,
     drop_path_rate=SHARE + NONE,
     allow_random=BOOL,
+    trunk_dtype=[*CHOICE, 'int8', 'half', 'bf16', torch.bfloat16],
     init_cfg=[5, 'x', True, dict(type='Pretrained'), dict(type='Pretrained', checkpoint=5)],
 )
 GUIDANCE = dict(

@@ -22,8 +22,11 @@ OPTIONS = {  # method -> further settings that the battery runs, beside the defa
     'prompts': [dict(num=3), dict(num=3, gate=True)],
     'residual_prompts': [dict(num=3)],
     'shallow_prompts': [dict(num=3)],
-    'lora': [dict(rank=2), dict(rank=2, targets=('q', 'k', 'v', 'proj'), alpha=5)],
-    'dora': [dict(rank=2, targets=('q', 'k', 'v', 'proj'))],
+    'adaptformer': [{}, dict(blocks=(1, -1))],
+    'parallel_adapter': [{}, dict(blocks=(1, -1))],
+    'convpass': [{}, dict(blocks=(1, -1))],
+    'lora': [dict(rank=2), dict(rank=2, blocks=(1, -1)), dict(rank=2, targets=('q', 'k', 'v', 'proj'), alpha=5)],
+    'dora': [dict(rank=2, blocks=(1, -1)), dict(rank=2, targets=('q', 'k', 'v', 'proj'))],
     'bias': [{}, dict(layers=('q', 'v')), dict(layers=('v', 'proj', 'fc2'))],
     'blocks': [dict(indices=(1, -1))],
 }
@@ -257,6 +260,27 @@ class TestPrecision:
         with torch.autocast('cpu', torch.bfloat16):
             low = model(x)[-1]
         assert (low.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+    def test_half_precision_trunk_is_autocast_with_float32_weights(self, trunk, tuning):
+        """The same maps and gradients, bit for bit; only the frozen matrices are stored in bfloat16."""
+        model = perturb(build(trunk, tuning)).train()
+        half = build(trunk, tuning, seed=4, trunk_dtype='bfloat16').train()
+        half.load_state_dict(model.state_dict())
+        x = images(model)
+        with torch.autocast('cpu', torch.bfloat16):
+            expected, expected_gradients = model(x), gradients(model, x)
+        found, found_gradients = half(x), gradients(half, x)
+        assert (
+            {out.dtype for out in found} == {gradient.dtype for gradient in found_gradients.values()} == {torch.float32}
+        )
+        assert set(found_gradients) == set(expected_gradients)
+        # DoRA norms the stored weights: those of bfloat16 have other norms.
+        maps, grads = (dict(rtol=0, atol=0.01), dict(rtol=0.05, atol=0.05)) if 'dora' in tuning else ({}, {})
+        assert_close(found, expected, **(maps or dict(rtol=0, atol=0)))
+        for name, value in expected_gradients.items():
+            torch.testing.assert_close(found_gradients[name], value, **(grads or dict(rtol=0, atol=0)))
+        with torch.no_grad():
+            assert_close(half.eval()(x), half(x), rtol=0, atol=0)
 
     @pytest.mark.parametrize('mode', [True, False])
     def test_functional_call_uses_the_given_parameters(self, trunk, tuning, mode):
