@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+import sys
 from pathlib import Path
 
 # Where OpenMMLab's packages keep configs and command lines; links in a checkout, copies in a wheel.
@@ -25,3 +27,15 @@ def packaged_config(name: str) -> Path:
     known = [path for path in known if not path.startswith('_base_')]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     raise FileNotFoundError(f'no config mmseg_davpt::{name}; known are {", ".join(close or known)}')
+
+
+def tool_command(name: str, *arguments: str | Path) -> str:
+    """A command to type, as this process was started: ``python tools/NAME.py ...`` or ``mmseg-davpt NAME ...``.
+
+    Args:
+        name: Name of a file of ``tools/`` without its suffix.
+        *arguments: Of the command.
+    """
+    console = MIM.name in Path(sys.argv[0]).parts
+    start = ['mmseg-davpt', name.replace('_', '-')] if console else ['python', f'tools/{name}.py']
+    return shlex.join([*start, *map(str, arguments)])

@@ -13,6 +13,7 @@ from conftest import ROOT, run
 
 from mmseg_davpt.apis import load_config
 from mmseg_davpt.apis.commands import describe_tools, find_tools, main
+from mmseg_davpt.packaged import tool_command
 
 pytestmark = pytest.mark.slow
 NOT_INSTALLED = {'benchmark.py', 'compare.py'}  # they need benchmarks/
@@ -95,6 +96,7 @@ main(['infer', 'my_config.py', 'work_dirs/my_config/iter_1.pth', {str(image)!r},
 """
     printed = run(sys.executable, '-c', code, cwd=tmp_path, PYTHONPATH=str(site))
     assert f'package: {site}' in printed
+    assert re.search(r'Next: mmseg-davpt test \S*my_config.py \S+iter_1.pth', printed)
     assert '1 of 1 images segmented' in printed
     assert (tmp_path / 'masks of mine/masks' / f'{image.stem}.png').is_file()
 
@@ -103,6 +105,19 @@ def test_an_own_config_by_its_name():
     cfg = load_config('mmseg_davpt::paper/vpt_vit-l16_setr-pup_160k_ade20k-512x512.py')
     assert cfg.model.backbone.tuning == 'vpt_deep'
     assert cfg.work_dir == 'work_dirs/vpt_vit-l16_setr-pup_160k_ade20k-512x512'
+
+
+@pytest.mark.parametrize(
+    ('started', 'command'),
+    [
+        ('tools/train.py', "python tools/get_weights.py 'a b.pth'"),
+        ('site/mmseg_davpt/.mim/tools/train.py', "mmseg-davpt get-weights 'a b.pth'"),
+    ],
+)
+def test_a_command_to_type_is_of_the_kind_that_was_typed(started, command, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [started])
+    assert tool_command('get_weights', 'a b.pth') == command
+    assert command.split()[1] in [*find_tools(), 'tools/get_weights.py']
 
 
 def test_commands_are_those_of_the_files(tmp_path):

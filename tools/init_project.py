@@ -7,6 +7,7 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 
 from mmseg_davpt.apis.project import describe_project, init_project, probe_training
 from mmseg_davpt.datasets.project.plan import ARCH
+from mmseg_davpt.packaged import tool_command
 from mmseg_davpt.weights import WeightsError
 from mmseg_davpt.weights.fetch import fetch_weights
 
@@ -37,7 +38,7 @@ def main() -> None:
     probe = None if args.no_probe else probe_training(args.out)
     print(f'weights     {pretrained}, from {source}')
     print(describe_project(project, args.out, probe))
-    print(f'Train: python tools/train.py {args.out}')
+    print(f'Train: {tool_command("train", args.out)}')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,6 @@
 """Train a model: python tools/train.py configs/davpt_upernet_ade20k.py"""
 
 import argparse
-import shlex
 import sys
 
 import mmseg_davpt  # noqa: F401  (first: its shims)
@@ -17,6 +16,7 @@ from mmseg_davpt.apis import (
 from mmseg_davpt.apis.checks import check_config
 from mmseg_davpt.apis.command_line import DictAction
 from mmseg_davpt.engine import QuietRunner, RunSummaryHook, stoppable
+from mmseg_davpt.packaged import tool_command
 
 
 def parse_args() -> argparse.Namespace:
@@ -53,8 +53,10 @@ def main() -> None:
 
 def resume_command() -> str:
     """This command, with --resume; tools/dist_train.sh has started a launcher with it."""
-    options = sys.argv if '--resume' in sys.argv else [*sys.argv[:2], '--resume', *sys.argv[2:]]
-    return shlex.join(['python', *options]) if '--launcher' not in sys.argv else 'the same command with --resume'
+    config, *options = sys.argv[1:]
+    resume = [] if '--resume' in options else ['--resume']
+    command = tool_command('train', config, *resume, *options)
+    return command if '--launcher' not in options else 'the same command with --resume'
 
 
 if __name__ == '__main__':

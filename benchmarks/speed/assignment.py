@@ -119,7 +119,7 @@ def _rank(rank: int, ranks: int, folder: str, classes: Sequence[int], dims: int)
 def exchanged_bytes(config: str | Path) -> dict[str, int]:
     """Bytes that a training step of a config all-reduces: float32 gradients of trainable parameters, class statistics.
 
-    The few statistics of synchronised batch norms are not counted.
+    The few statistics of synchronized batch norms are not counted.
     """
     cfg = load_config(config)
     init_default_scope(cfg.get('default_scope', 'mmseg'))

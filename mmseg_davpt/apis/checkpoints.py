@@ -16,6 +16,7 @@ from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from torch import Tensor, nn
 
 from ..models.prompted_vit import FINGERPRINT
+from ..packaged import tool_command
 from ..tasks import is_task_file, task_checkpoint
 from ..tasks.file import SCHEME, TRUNK
 from ..weights.checkpoints import (
@@ -149,7 +150,7 @@ class CheckpointCheckHook(Hook):
         if runner._resume and runner.iter >= runner.max_iters:
             print_log(
                 f'Nothing to train: {runner._load_from} is the end of a training of {runner.max_iters} iterations. To '
-                f'test it: python tools/test.py CONFIG {runner._load_from}. To train longer, start another '
+                f'test it: {tool_command("test", "CONFIG", runner._load_from)}. To train longer, start another '
                 f'training from its weights, load_from={str(runner._load_from)!r}, with a larger train_cfg.max_iters '
                 'and another --work-dir: a resumed learning rate stays at its end',
                 'current',

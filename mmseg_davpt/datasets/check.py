@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..packaged import tool_command
 from .prepare import SOURCES
 
 
@@ -40,7 +41,7 @@ def check_data_roots(cfg: Mapping[str, Any]) -> None:
             raise FileNotFoundError(
                 f'{key}: there is no data at data_root={root!r}. {_advice(kind)}'
                 'Data elsewhere: --cfg-options data_root=PATH. '
-                'Without any data: python tools/train.py configs/davpt_upernet_miniscenes.py'
+                f'Without any data: {tool_command("train", "mmseg_davpt::davpt_upernet_miniscenes.py")}'
             )
 
 
@@ -48,7 +49,7 @@ def _advice(kind: str) -> str:
     for name, source in SOURCES.items():
         if source.dataset == kind:
             files = ', '.join(item.url or item.name for item in source.archives)
-            return f'Get {source.title} with: python tools/prepare_dataset.py {name} ({files}). '
+            return f'Get {source.title} with: {tool_command("prepare_dataset", name)} ({files}). '
     return 'Layout of your dataset: docs/datasets.md. ' if kind == 'BaseSegDataset' else ''
 
 

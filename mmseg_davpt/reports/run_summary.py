@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..packaged import tool_command
 from .parameters import count_trainable
 
 _WIDTH = 118
@@ -203,8 +203,8 @@ def end_lines(
     lines += [f'{name.capitalize()} checkpoint: {path}' for name, path in checkpoints.items()]
     lines.append(f'Folder: {work_dir}')
     if checkpoint := checkpoints.get('best') or checkpoints.get('last'):
-        lines.append(f'Next: {shlex.join(["python", "tools/test.py", str(config), checkpoint])}')
-    lines.append(f'      {shlex.join(["python", "tools/report.py", str(work_dir)])}')
+        lines.append(f'Next: {tool_command("test", config, checkpoint)}')
+    lines.append(f'      {tool_command("report", work_dir)}')
     return lines
 
 
