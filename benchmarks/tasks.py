@@ -141,14 +141,14 @@ def load(task: str, trunk: str, seconds: float) -> list[str]:
         times: list[float] = []
         end = time.monotonic() + seconds
 
-        def ask(end: float = end, times: list[float] = times) -> None:
+        def send(end: float = end, times: list[float] = times) -> None:
             client = Client(address, verbose=False)
             while time.monotonic() < end:
                 start = time.monotonic()
                 client.predict([handle_file(str(picture))], 'task', 0.5, api_name='/segment')
                 times.append(time.monotonic() - start)
 
-        threads = [threading.Thread(target=ask) for _ in range(number)]
+        threads = [threading.Thread(target=send) for _ in range(number)]
         before = resident()
         for thread in threads:
             thread.start()
