@@ -24,6 +24,7 @@ QUEUE = 32  # calls that wait; further ones are refused
 SESSIONS = 50  # whose last results are kept
 _MINUTES = 30  # how long results and served files are kept
 _KEPT_MASKS = 4 * MAX_IMAGES
+_BUTTONS: Any = ['download', 'fullscreen']  # of pictures; gradio's third one uploads to a public site
 
 
 def build_demo(segmenter: TaskSegmenter, title: str = 'Segment images') -> gr.Blocks:
@@ -54,9 +55,11 @@ def build_demo(segmenter: TaskSegmenter, title: str = 'Segment images') -> gr.Bl
                 button = gr.Button('Segment', variant='primary')
                 masks = gr.File(file_count='multiple', label='Index masks (PNG)', interactive=False)
             with gr.Column(scale=2):
-                gallery = gr.Gallery(label='Classes', columns=2, object_fit='contain', interactive=False, format='png')
+                gallery = gr.Gallery(
+                    label='Classes', columns=2, object_fit='contain', interactive=False, format='png', buttons=_BUTTONS
+                )
                 classes = gr.Radio([], label='Attention to the prompt of a class (first image)', interactive=True)
-                attention = gr.Image(label='Attention', interactive=False, format='png')
+                attention = gr.Image(label='Attention', interactive=False, format='png', buttons=_BUTTONS)
         outputs = [results, gallery, masks, classes, attention]
         button.click(service.segment, [files, task, opacity], outputs, api_name='segment')
         opacity.release(service.draw, [results, opacity], gallery, api_name='overlay')
