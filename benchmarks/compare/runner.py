@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mmseg_davpt.apis.processes import die_with_parent
 from mmseg_davpt.datasets import check_data_roots
 
 from .cell import run_cell
@@ -139,6 +140,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 def _run_in_process(cell: Cell, options: Mapping[str, Any] | None, folder: Path, threads: int, keep: bool) -> Row:
     """Run one cell in a separate process; its output goes to ``cell.log`` in its folder."""
+    die_with_parent()
     torch.set_num_threads(threads)
     log = os.open(folder / 'cell.log', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:

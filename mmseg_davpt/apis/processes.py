@@ -83,6 +83,12 @@ def _holder(path: Path) -> str:
         return 'an unknown process'
 
 
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent dies, also of ``kill -9``. Linux only; nothing elsewhere."""
+    if sys.platform.startswith('linux'):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def die_with_launcher() -> None:
     """Let the kernel kill this process when torchrun dies, also of ``kill -9``. Linux only; nothing elsewhere.
 
@@ -90,7 +96,7 @@ def die_with_launcher() -> None:
     """
     if not sys.platform.startswith('linux') or 'TORCHELASTIC_RUN_ID' not in os.environ:
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     launcher = os.environ.get('MMSEG_DAVPT_LAUNCHER')
     if launcher is not None and not Path('/proc', launcher).exists():
         raise SystemExit(f'torchrun (process {launcher}) died while this rank started')

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -105,6 +107,40 @@ def test_a_rank_whose_launcher_is_gone(monkeypatch):
 class FakeC:
     def prctl(self, option, signal_number):
         assert (option, signal_number) == (1, 9)
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='prctl is of Linux')
+def test_a_child_ends_with_its_parent():
+    """``kill -9`` of tools/compare.py must not leave the process of a cell."""
+    code = """
+import os, time
+from mmseg_davpt.apis.processes import die_with_parent
+ends, start = os.pipe()
+if child := os.fork():
+    os.read(ends, 1)
+    print(child, flush=True)
+else:
+    die_with_parent()
+    os.write(start, b'1')
+time.sleep(600)
+"""
+    parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    assert is_running(child)
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 30
+    while is_running(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
+def is_running(pid):
+    """Neither gone nor a zombie."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
+    except FileNotFoundError:
+        return False
 
 
 def test_timeout():
