@@ -85,7 +85,7 @@ def draw_class_bars(runs: Sequence[RunReport]) -> Markup | None:
                 text = '-' if ious.get(name) is None else f'{value:.1f}'
                 bars.annotate(text, (value, offset), (3, 0), textcoords='offset points', va='center', fontsize=8)
         bars.set(xlim=(0, 108), xlabel='IoU in percent', yticks=rows, yticklabels=names)
-        bars.invert_yaxis()
+        bars.set_ylim(len(names) - 0.4, -0.6)  # the first name on top
         frequency.barh(rows, [share.get(name, 0.0) for name in names], 0.75, color=_GREY)
         frequency.set(xlabel='percent of pixels')
         for axis in (bars, frequency):
@@ -111,7 +111,7 @@ def draw_confusion(run: RunReport) -> Markup | None:
         axis.grid(visible=False)
         picture = axis.imshow(shares, cmap='cividis', vmin=0, vmax=100)
         figure.colorbar(picture, ax=axis, shrink=0.8, label='percent of the pixels of the true class')
-        size = 9 if few else 5
+        size = min(9.0, 650 / len(names))  # the side of the largest figure has 864 points
         ticks = range(len(names))
         axis.set_xticks(ticks, names, rotation=90, fontsize=size)
         axis.set_yticks(ticks, names, fontsize=size)
