@@ -155,14 +155,22 @@ class Pair:
         return math.sqrt(sum((one - self.mean) ** 2 for one in self.differences) / (count - 1) / count)
 
 
+def _validated(run: RunReport) -> tuple[list[str], list[str]]:
+    """Classes, and names of the images of the last validation."""
+    images = sorted(Path(one['path']).name for one in run.record.get('images', ()))
+    return list(run.record.get('classes', ())), images
+
+
 def paired_differences(runs: Sequence[RunReport]) -> list[Pair]:
     """Compare runs that differ in something else than their seed, seed by seed.
 
-    Runs with the same config file form a group, or, if all have the same, those with the same trainable methods.
+    Runs with the same config file form a group, or, if all have the same, those with the same trainable methods. Runs
+    with other classes or validation images than the first one are left out.
 
     Args:
         runs: The first one's group is compared with each other group.
     """
+    runs = [run for run in runs if _validated(run) == _validated(runs[0])]
     by_config = {Path(run.record.get('config', '')).stem for run in runs}
     groups: dict[str, dict[int, float]] = {}
     for run in runs:

@@ -161,6 +161,9 @@ class TestReading:
         assert pair.mean == 1.5
         assert pair.error == pytest.approx(0.5)
         assert paired_differences([run('a', 0, 1.0), run('b', 1, 2.0)]) == []
+        other = run('b', 0, 41.0)
+        other.record['classes'] = ['sky', 'road']  # of another dataset
+        assert paired_differences([runs[0], other]) == []
 
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
