@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..trunks import build_trunk
-from .formats import WeightsError
+from .formats import WeightsError, hash_file
 from .load import load_trunk_weights
 
 
@@ -77,7 +77,7 @@ def fetch_weights(arch: str, out: str | Path, source_file: str | Path | None = N
         if out.exists():
             source += ' (in place of an earlier file)'
     elif out.is_file():
-        _check_cached(arch, out)
+        load_trunk_weights(build_trunk(arch), arch, str(out))
         return 'an earlier fetch'
     else:
         source, state = _fetch(arch)
@@ -187,18 +187,7 @@ def _save(state: dict[str, Tensor], out: Path) -> None:
     mode = tmp_path.stat().st_mode  # by the user's umask; safetensors replaces the file by one that only the user reads
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, tmp_path)
     tmp_path.chmod(stat.S_IMODE(mode))
-    digest = _sha256(tmp_path)
+    digest = hash_file(tmp_path)
     hash_path.unlink(missing_ok=True)  # an interruption leaves a file without a hash, never with that of another
     tmp_path.replace(out)
     hash_path.write_text(f'{digest}  {out.name}\n')
-
-
-def _check_cached(arch: str, path: Path) -> None:
-    hash_file = Path(f'{path}.sha256')
-    if hash_file.is_file() and hash_file.read_text().split()[0] != _sha256(path):
-        raise WeightsError(f'{path} has changed since it was written (see {hash_file}): delete both and fetch again')
-    load_trunk_weights(build_trunk(arch), arch, str(path))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()  # hashlib.file_digest needs Python 3.11

@@ -5,6 +5,7 @@ The content of a file decides on its format, never its name. No function here ru
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -30,6 +31,31 @@ class UnsafeFileError(WeightsError):
 
 
 _MAX_RATIO, _MIN_BYTES = 20, 2**26  # of a compressed NumPy archive: weights hardly compress
+
+
+def check_hash(path: Path) -> None:
+    """Compare a file with ``FILE.sha256`` beside it, if there is one; ``get_weights.py`` and ``sha256sum`` write such.
+
+    Args:
+        path: The file.
+
+    Raises:
+        WeightsError: The file has another hash.
+    """
+    expected = Path(f'{path}.sha256')
+    if not (expected.is_file() and path.is_file()):
+        return
+    words = expected.read_text(encoding='utf-8', errors='replace').split()
+    if not words or words[0].lower() != hash_file(path):
+        raise WeightsError(
+            f'{path} has another SHA-256 than {expected} states: the file is damaged or was replaced. Get it again; if '
+            f'the change is intended, delete {expected.name}'
+        )
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()  # hashlib.file_digest needs Python 3.11
 
 
 def is_npz(path: Path) -> bool:

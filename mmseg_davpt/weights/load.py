@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .checkpoints import value_problem
 from .convert import Encoder, find_encoder, is_head, name_final_norm, read_npz
-from .formats import WeightsError, is_npz, read_checkpoint
+from .formats import WeightsError, check_hash, is_npz, read_checkpoint
 
 _MAX_NAMES = 6  # in one list of an error message
 # What timm's filters compute anew, rather than rename.
@@ -88,6 +88,7 @@ def _read_hub(arch: str) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path, trunk: nn.Module) -> Encoder:
+    check_hash(path)
     npz = is_npz(path)
     checkpoint = None if npz else read_checkpoint(path)
     try:

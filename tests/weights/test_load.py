@@ -1,6 +1,8 @@
 """Loading is strict and reported; a file that does not fit changes nothing."""
 
+import hashlib
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,22 @@ def test_every_tensor_is_read(source, tmp_path, name):
     assert name in line
     assert '10x10 -> 10x10' in line
     assert 'head.weight' in line  # named as skipped
+
+
+def test_a_hash_beside_the_file_is_compared(source, tmp_path):
+    """safetensors has no checksum: a changed bit would be read as another number."""
+    path = Path(write(source, tmp_path / 'w.safetensors'))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / 'w.safetensors.sha256').write_text(f'{digest}  w.safetensors\n')  # as sha256sum writes it
+    trunk = build_trunk('test_vit')
+    load_trunk_weights(trunk, 'test_vit', str(path))
+    before = {key: value.clone() for key, value in trunk.state_dict().items()}
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WeightsError, match=r'has another SHA-256 .*delete w\.safetensors\.sha256'):
+        load_trunk_weights(trunk, 'test_vit', str(path))
+    assert all(torch.equal(value, before[key]) for key, value in trunk.state_dict().items())
 
 
 def test_half_precision_file(source, tmp_path):
