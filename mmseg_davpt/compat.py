@@ -189,8 +189,9 @@ def _allow_upstream_checkpoints() -> None:
 
 # Starts of warnings about which users of this project can do nothing -> why.
 _SILENT_WARNINGS = {
-    r'Fail to import ``MultiScaleDeformableAttention``': 'mmcv-lite has no operators; heads that need them say so',
+    r'Fail to import ``MultiScaleDeformableAttention``': 'mmcv-lite has no operators; heads that need them name it',
     r'The draw is False, it means that the': 'pictures of this hook are off in every training',
+    r'`reduce_zero_label` will be deprecated': "mmseg's own configs set it there",
     r'Default ``avg_non_ignore`` is False': "mmseg's default, which its own configs and results use",
 }
 _SILENT_LINES = {
