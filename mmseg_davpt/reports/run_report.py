@@ -165,11 +165,12 @@ def paired_differences(runs: Sequence[RunReport]) -> list[Pair]:
     """Compare runs that differ in something else than their seed, seed by seed.
 
     Runs with the same config file form a group, or, if all have the same, those with the same trainable methods. Runs
-    with other classes or validation images than the first one are left out.
+    that have not finished, or with other classes or validation images than the first one, are left out.
 
     Args:
         runs: The first one's group is compared with each other group.
     """
+    runs = [run for run in runs if run.record.get('done') == run.record.get('iterations')]
     runs = [run for run in runs if _validated(run) == _validated(runs[0])]
     by_config = {Path(run.record.get('config', '')).stem for run in runs}
     groups: dict[str, dict[int, float]] = {}

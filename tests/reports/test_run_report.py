@@ -164,6 +164,9 @@ class TestReading:
         other = run('b', 0, 41.0)
         other.record['classes'] = ['sky', 'road']  # of another dataset
         assert paired_differences([runs[0], other]) == []
+        half = run('b', 0, 41.0)
+        half.record.update(done=5, iterations=9)
+        assert paired_differences([runs[0], half]) == paired_differences([half]) == []
 
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
