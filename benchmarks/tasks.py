@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import threading
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ import mmseg_davpt  # noqa: F401  (first: its shims)
 from benchmarks.speed import time_rounds
 from mmseg_davpt import TaskSegmenter
 from mmseg_davpt.tasks import task_backbone, task_state
+from mmseg_davpt.tasks.file import SUFFIX
 
 CONFIGS = {
     'ViT-S/14, light UPerNet': 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py',
@@ -55,7 +58,7 @@ def sizes() -> list[str]:
 
 
 _MEMORY = """
-import sys
+import ctypes, sys
 import mmseg_davpt, torch, gc
 from mmseg_davpt import TaskSegmenter
 from mmseg_davpt.tasks.model import build_task
@@ -69,13 +72,14 @@ if mode == 'shared':
 else:
     kept = [build_task(tasks[index % len(tasks)], trunk) for index in range(int(number))]
 gc.collect()
+ctypes.CDLL(None).malloc_trim(0)  # without what was freed while loading
 print(resident() - before)
 """
 
 
-def resident() -> int:
-    """Bytes of this process in memory."""
-    kilobytes = re.search(r'VmRSS:\s+(\d+) kB', Path('/proc/self/status').read_text())
+def resident(process: int | str = 'self') -> int:
+    """Bytes of a process in memory."""
+    kilobytes = re.search(r'VmRSS:\s+(\d+) kB', Path(f'/proc/{process}/status').read_text())
     assert kilobytes is not None
     return 1024 * int(kilobytes[1])
 
@@ -125,42 +129,57 @@ def batches(tasks: list[str], trunk: str, rounds: int) -> list[str]:
 
 
 def load(task: str, trunk: str, seconds: float) -> list[str]:
-    """Requests per second of the demo's API."""
+    """Requests per second of the demo's API, from clients in another process; memory of the server."""
     from gradio_client import Client, handle_file
 
-    from mmseg_davpt.apis import demo
-
-    folder = tempfile.mkdtemp()
-    picture = Path(folder, 'image.png')
+    picture = Path(tempfile.mkdtemp(), 'image.png')
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(picture)
-    segmenter = TaskSegmenter.load(task, trunk, name='task')
-    page = demo.build_demo(segmenter)
-    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
-    lines = ['| clients | requests per second | p50 | p99 | memory |', '| --- | --- | --- | --- | --- |']
-    for number in (1, 4, 16):
-        times: list[float] = []
-        end = time.monotonic() + seconds
+    name = Path(task).name.removesuffix(SUFFIX)
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen([sys.executable, 'tools/demo.py', task, '--trunk', trunk, '--port', str(port)])
+    lines = ['| clients | requests per second | p50 | p99 | memory of the server |', '| --- | --- | --- | --- | --- |']
 
-        def send(end: float = end, times: list[float] = times) -> None:
-            client = Client(address, verbose=False)
-            while time.monotonic() < end:
-                start = time.monotonic()
-                client.predict([handle_file(str(picture))], 'task', 0.5, api_name='/segment')
-                times.append(time.monotonic() - start)
+    def send(client: Client, end: float, times: list[float]) -> None:
+        while time.monotonic() < end:
+            start = time.monotonic()
+            client.predict([handle_file(str(picture))], name, 0.5, api_name='/segment')
+            times.append(time.monotonic() - start)
 
-        threads = [threading.Thread(target=send) for _ in range(number)]
-        before = resident()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        p50, p99 = np.percentile(times, [50, 99])
-        lines.append(
-            f'| {number} | {len(times) / seconds:.2f} | {p50:.2f} s | {p99:.2f} s | '
-            f'{before / MB:.0f} to {resident() / MB:.0f} MB |'
-        )
-    page.close()
+    try:
+        first = _connect(Client, f'http://127.0.0.1:{port}')
+        send(first, time.monotonic() + seconds / 2, [])  # memory and caches are filled
+        for number in (1, 4, 16):
+            clients = [Client(first.src, verbose=False) for _ in range(number)]
+            times: list[float] = []
+            before, end = resident(server.pid), time.monotonic() + seconds
+            threads = [threading.Thread(target=send, args=(client, end, times)) for client in clients]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            p50, p99 = np.percentile(times, [50, 99])
+            lines.append(
+                f'| {number} | {len(times) / seconds:.2f} | {p50:.2f} s | {p99:.2f} s | '
+                f'{before / MB:.0f} to {resident(server.pid) / MB:.0f} MB |'
+            )
+    finally:
+        server.terminate()
+        server.wait()
     return lines
+
+
+def _connect(kind: Any, address: str) -> Any:
+    """A client, as soon as the server answers."""
+    end = time.monotonic() + 120
+    while True:
+        try:
+            return kind(address, verbose=False)
+        except Exception:  # refused, or not ready
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
 
 
 def main() -> None:
