@@ -1,11 +1,9 @@
 # Frame A of docs/results.md: CamVid (11 classes), linear head. The other frames take its methods. Rates were chosen on
-# the selection slice of this frame (camvid_search_lr.py, camvid_search_residual.py). In float32.
+# the selection slice of this frame (camvid_search_lr.py, camvid_search_residual.py). In bfloat16: a CPU needs AVX-512.
 config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 common = {
-    'optim_wrapper.type': 'OptimWrapper',
-    'test_cfg.fp16': False,
     'optim_wrapper.optimizer.lr': __head,
     __lr_mult: 2e-3 / __head,
 }
@@ -34,6 +32,7 @@ methods = {
     'bias': __without_prompts('bias'),
     'LoRA q,v': __without_prompts('lora'),
     'AdaptFormer': __without_prompts('adaptformer'),
+    'DoRA q,v': __without_prompts('dora'),
     'Convpass': __without_prompts('convpass'),
     'full': {**__without_prompts('full'), __lr_mult: 2e-5 / __head},
 }
