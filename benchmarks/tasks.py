@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -29,8 +30,9 @@ from safetensors.torch import save
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from benchmarks.speed import time_rounds
 from mmseg_davpt import TaskSegmenter
-from mmseg_davpt.tasks import task_backbone, task_state
+from mmseg_davpt.tasks import describe_task, task_backbone, task_state, write_task
 from mmseg_davpt.tasks.file import SUFFIX
+from mmseg_davpt.tasks.mixture import mix_backbones
 
 CONFIGS = {
     'ViT-S/14, light UPerNet': 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py',
@@ -121,11 +123,44 @@ def batches(tasks: list[str], trunk: str, rounds: int) -> list[str]:
     lines = ['| eight images of 224x224, two tasks | seconds | ratio |', '| --- | --- | --- |']
     for name, one in measured.items():
         lines.append(f'| {name} | {median(one.times):.2f} | {median(one.times) / base:.2f} |')
-    start = time.perf_counter()
-    for _ in range(10000):
-        segmenter._find('b')
-    switch = (time.perf_counter() - start) / 10000
-    return [*lines, '', f'Choosing another task takes {1e6 * switch:.1f} microseconds: no tensor is copied or moved.']
+    return lines
+
+
+def switching() -> list[str]:
+    """Time to choose another task, and to join two tasks for a mixed batch, on a ViT-B/16 with random weights."""
+    folder = Path(tempfile.mkdtemp())
+    cfg = Config.fromfile(CONFIGS['ViT-B/16, UPerNet'])
+    trunk = timm.create_model(cfg.model.backbone.arch, num_classes=0).state_dict()
+    torch.save(trunk, folder / 'trunk.pth')
+    cfg.model.backbone.pretrained = str(folder / 'trunk.pth')
+    cfg.model.auxiliary_head = None  # a task file leaves it out
+    classes = [f'class {index}' for index in range(cfg.model.decode_head.num_classes)]
+    meta = dict(classes=classes, palette=[[index] * 3 for index in range(len(classes))])
+    segmenter = TaskSegmenter(folder / 'trunk.pth')
+    for name in 'ab':
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        fingerprint = model.backbone.fingerprint()
+        info = describe_task(cfg, meta, model, fingerprint)
+        path = folder / f'{name}{SUFFIX}'
+        write_task(path, info, task_state(task_backbone(model), model.state_dict(), fingerprint))
+        segmenter.add_task(name, path)
+    vits = [segmenter._find(name).model.backbone for name in 'ab']
+    assert all(a is b for a, b in zip(*(vit.trunk.parameters() for vit in vits)))  # one trunk in memory
+    times = []
+    for run in (lambda: segmenter._find('b'), lambda: mix_backbones(vits, (4, 4))):
+        start = time.perf_counter()
+        for _ in range(1000):
+            run()
+        times.append((time.perf_counter() - start) / 1000)
+    return [
+        '| two tasks on one ViT-B/16, UPerNet | time |',
+        '| --- | --- |',
+        f'| choose another task | {1e6 * times[0]:.1f} microseconds |',
+        f'| join both for a mixed batch | {1e3 * times[1]:.2f} ms |',
+        '',
+        'No tensor of the trunk is copied or moved.',
+    ]
 
 
 def load(task: str, trunk: str, seconds: float) -> list[str]:
@@ -196,6 +231,7 @@ def main() -> None:
         'Sizes': sizes(),
         'Memory': memory(args.tasks, args.trunk),
         'Mixed batches': batches(args.tasks, args.trunk, args.rounds),
+        'Switching': switching(),
     }
     if args.seconds:
         parts['Load of the demo'] = load(args.tasks[0], args.trunk, args.seconds)

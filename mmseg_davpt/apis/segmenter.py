@@ -20,6 +20,7 @@ from ..reports.overlay import draw_overlay
 from ..tasks import TaskFileError, TaskInfo
 from ..tasks.file import SUFFIX
 from ..tasks.hub import fetch_task, push_to_hub, save_task_folder
+from ..tasks.mixture import TASK, MixedSegmentor, can_mix, same_inputs
 from ..tasks.model import build_task, share_trunk
 from .images import ImageLike, to_rgb
 from .prediction import predict
@@ -69,8 +70,10 @@ class TaskSegmenter:
         model(['a.jpg', 'b.jpg'], tasks=['fashion', 'streets'])
 
     Each task is a segmentor whose trunk uses the same tensors as that of the first task, wherever they are equal (tuned
-    biases or norms stay the task's own). So there is nothing to switch, calls from several threads do not disturb one
-    another, and each image passes the trunk once. Images of one call are batched by task and size.
+    biases or norms belong to the task). So there is nothing to switch, calls from several threads do not disturb one
+    another, and each image passes the trunk once. Images of one call are batched by size, also across tasks: the trunk
+    runs on the whole batch, with the prompts of each image's task. Tasks that train tensors of the trunk in place, and
+    tasks with other windows or another normalization, have a batch of their own.
 
     Args:
         trunk: Weights of the trunk: the path of a file (``docs/weights.md``), or ``'timm'`` for timm's hub.
@@ -177,7 +180,8 @@ class TaskSegmenter:
             model = model.to(self.device)
             if others:
                 share_trunk(model, others[0].model)
-            self._tasks = {**self._tasks, name: _Task(name, Path(path), info, model)}
+            mixed = (t.mixture for t in others if same_inputs(t.info, info) and can_mix(t.model, model))
+            self._tasks = {**self._tasks, name: _Task(name, Path(path), info, model, next(mixed, object()))}
 
     def remove_task(self, name: str) -> None:
         """Remove a task. The trunk stays as long as there is a task.
@@ -283,10 +287,12 @@ class TaskSegmenter:
         pixels = [to_rgb(image, self.max_pixels) for image in images]
         samples = [task.prepare(image) for task, image in zip(tasks, pixels)]
         results: dict[int, Segmentation] = {}
-        for task, indices in _batches(tasks, samples, self.batch_size):
-            predictions = predict(task.model, [samples[index] for index in indices], with_scores=True)
+        for indices in _batches(tasks, samples, self.batch_size):
+            model = _batch_model([tasks[index] for index in indices], [samples[index] for index in indices])
+            predictions = predict(model, [samples[index] for index in indices], with_scores=True)
             for index, (mask, scores) in zip(indices, predictions):
                 assert scores is not None
+                task = tasks[index]
                 dtype = np.uint8 if len(task.info.classes) <= 256 else np.uint16
                 results[index] = Segmentation(
                     mask.astype(dtype), scores, task.info.classes, task.info.palette, pixels[index], task.name
@@ -302,10 +308,11 @@ class _Task:
         path: Its file.
         info: Its description.
         model: Its segmentor.
+        mixture: The same object for tasks whose images can share a batch.
     """
 
-    def __init__(self, name: str, path: Path, info: TaskInfo, model: BaseSegmentor) -> None:
-        self.name, self.path, self.info, self.model = name, path, info, model
+    def __init__(self, name: str, path: Path, info: TaskInfo, model: BaseSegmentor, mixture: object) -> None:
+        self.name, self.path, self.info, self.model, self.mixture = name, path, info, model, mixture
         resize = [dict(info.resize, type='Resize', scale=tuple(info.resize['scale']))] if info.resize else []
         self._pipeline = Compose([*resize, dict(type='PackSegInputs')])
 
@@ -316,14 +323,22 @@ class _Task:
         return cast(dict[str, Any], self._pipeline(dict(img=bgr, img_shape=shape, ori_shape=shape, img_path='')))
 
 
-def _batches(
-    tasks: Sequence[_Task], samples: Sequence[Mapping[str, Any]], size: int
-) -> Iterator[tuple[_Task, list[int]]]:
-    """Indices of images that one forward pass can take: one task, one size of the model's input."""
+def _batches(tasks: Sequence[_Task], samples: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[int]]:
+    """Indices of images that one forward pass can take: tasks that mix, one size of the model's input."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, (task, sample) in enumerate(zip(tasks, samples)):
-        key = task.name, *sample['inputs'].shape, *sample['data_samples'].ori_shape
+        key = id(task.mixture), *sample['inputs'].shape, *sample['data_samples'].ori_shape
         groups.setdefault(key, []).append(index)
     for indices in groups.values():
         for start in range(0, len(indices), size):
-            yield tasks[indices[0]], indices[start : start + size]
+            yield indices[start : start + size]
+
+
+def _batch_model(tasks: Sequence[_Task], samples: Sequence[Mapping[str, Any]]) -> BaseSegmentor:
+    """The model of a batch; where its images belong to different tasks, each sample gets the index of its task."""
+    different = list(dict.fromkeys(tasks))
+    if len(different) == 1:
+        return different[0].model
+    for task, sample in zip(tasks, samples):
+        sample['data_samples'].set_metainfo({TASK: different.index(task)})
+    return MixedSegmentor([task.model for task in different])
