@@ -239,7 +239,7 @@ def is_worth_a_line(record: logging.LogRecord) -> bool:
 def _name_unreadable_images() -> None:
     """Let mmcv's ``LoadImageFromFile`` name the image in every error.
 
-    Reason: it names a file that opencv does not know, but passes on opencv's exceptions, which name none (an empty
+    Reason: it names a file that opencv cannot find, but passes on opencv's exceptions, which name none (an empty
     file, a header of too many pixels). Validation and test pipelines cannot use another transform: mmseg's inference
     functions look for this name.
     End: when mmcv names the file.

@@ -118,7 +118,7 @@ def _predict_in_parts(model: BaseSegmentor, sample: Mapping[str, Any], with_scor
             number = max(1, MAX_LOGITS // 8 // (len(logits) * max(shape[1], inside_x.size)))
             for part in np.split(inside_y, range(number, inside_y.size, number)):
                 values = _sample(logits, rows[part] - y, 1)
-                if inside_x.size == width:  # torch's resize is faster, and knows no parts
+                if inside_x.size == width:  # torch's resize is faster, and cannot resize a part
                     size = (part.size, width)
                     values = interpolate(values[None], size, mode='bilinear', align_corners=model.align_corners)[0]
                 else:

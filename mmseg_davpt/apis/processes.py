@@ -103,7 +103,7 @@ def die_with_launcher() -> None:
 
 
 def process_group_timeout(cfg: Config) -> datetime.timedelta | None:
-    """``env_cfg.dist_cfg.timeout``, as torch wants it: how long a rank waits for another.
+    """``env_cfg.dist_cfg.timeout`` as a timedelta: how long a rank waits for another.
 
     Args:
         cfg: A full config; the timeout is in seconds, and optional.

@@ -150,7 +150,7 @@ def _fold_prompts(backbone: PromptedViT) -> nn.ModuleDict:
 
 
 class MatrixPooling(nn.Module):
-    """``AdaptiveAvgPool2d`` as two products with matrices, which every exporter knows for every size.
+    """``AdaptiveAvgPool2d`` as two products with matrices, which every exporter supports for every size.
 
     Args:
         output_size: One side, or height and width.

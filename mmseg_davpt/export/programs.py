@@ -94,7 +94,7 @@ def export_torch(
 
 
 def describe(model: EncoderDecoder, graph: SegmentationGraph, size: Sequence[int] | None) -> dict[str, Any]:
-    """What a program without this package needs to know.
+    """What a program without this package needs.
 
     Returns:
         ``classes`` and ``palette``; ``mask_ids``, the id of each class in a mask file of the dataset; ``size``,

@@ -57,10 +57,10 @@ class MetricGuidance(nn.Module):
         blocks: Guided blocks, negative ones counted from the last that is read; the paper's best is the last alone.
         weight_patch: Weight ``beta`` of the first term; 0 leaves it out.
         weight_proto: Weight ``lambda`` of the second term; 0 leaves it out.
-        sample_space: Where the first term's samples live: ``attn_out | query | key | token``.
-        prompt_space: Where the prompts live: ``query | key | token``. A prompt's query never reaches the trunk's
-            output, its key does: ``query`` samples against ``key`` prompts move the real attention weights.
-        proto_space: Where the second term's samples live: the choice of ``sample_space``.
+        sample_space: Space of the first term's samples: ``attn_out | query | key | token``.
+        prompt_space: Space of the prompts: ``query | key | token``. A prompt's query never reaches the trunk's output,
+            its key does: ``query`` samples against ``key`` prompts change the attention weights of the forward pass.
+        proto_space: Space of the second term's samples: the choice of ``sample_space``.
         alpha: Sharpness of :class:`ProxyAnchorLoss`.
         margin: Margin of :class:`ProxyAnchorLoss`.
         center_prototypes: Subtract the mean over a batch's prototypes before they are compared with the prompts, and

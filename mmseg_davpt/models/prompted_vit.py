@@ -199,7 +199,7 @@ class PromptedViT(BaseModule):
         return torch.autocast(device, TRUNK_DTYPES[self.trunk_dtype])
 
     def _fill_up(self, x: Tensor) -> Tensor:
-        """Images as large as a trunk of one size (BEiT) wants them; zeros to the right and below."""
+        """Pad images with zeros, right and below, to the size of a trunk of one size (BEiT)."""
         if not self.trunk.patch_embed.strict_img_size:
             return x
         height, width = self.trunk.patch_embed.img_size

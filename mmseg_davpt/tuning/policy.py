@@ -153,7 +153,7 @@ def freeze_except(trunk: Trunk, names: Collection[str]) -> None:
 
 
 def train_tuned_modules(trunk: Trunk, mode: bool = True) -> None:
-    """Put modules that are trained as a whole into train mode, everything else into eval mode (no live drop path)."""
+    """Put modules that are trained as a whole into train mode, everything else into eval mode (no drop path)."""
     trunk.eval()
     if mode:
         children = [child for name, child in trunk.named_children() if name != 'blocks']
