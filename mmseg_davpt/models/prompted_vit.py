@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ from ..tuning import (
 from ..tuning.policy import used_parameters
 from ..weights import WeightsError, load_trunk_weights
 from ..weights.fingerprint import TrunkFingerprint
+from ..weights.formats import describe_check
 from ..weights.half import HALF, TRUNK_DTYPES, store_frozen
 from .trunk_state import FINGERPRINT as FINGERPRINT  # tasks imports it from here
 from .trunk_state import add_fingerprint, prepare_state
@@ -69,6 +71,7 @@ class PromptedViT(BaseModule):
         tuned: Method name -> :class:`~mmseg_davpt.tuning.TuningMethod`.
         method_options: Method name -> its options, as ``tuning`` and ``prompts`` resolve to them.
         weights_loaded: Whether the trunk has the weights of a file, of timm's hub or of a checkpoint.
+        weights_check: How the file ``pretrained`` was checked for changed bytes, if at all; empty before it is read.
 
     Raises:
         ValueError: An option that does not fit the trunk; the message names it.
@@ -119,6 +122,7 @@ class PromptedViT(BaseModule):
             raise wrong('backbone.out_indices', out_indices, 'ascending block indices')
         self.depth = self.out_indices[-1] + 1
         self.weights_loaded = False
+        self.weights_check = ''
         self.register_load_state_dict_pre_hook(prepare_state)
         self.register_state_dict_post_hook(add_fingerprint)
         plan = resolve_tuning(tuning, prompts, self.depth)
@@ -247,6 +251,8 @@ class PromptedViT(BaseModule):
             unused = () if self.norm_outputs else ('norm.weight', 'norm.bias')
             print_log(load_trunk_weights(self.trunk, self.arch, self.pretrained, unused), logger='current')
             self.weights_loaded = True
+            if self.pretrained is not True:
+                self.weights_check = describe_check(Path(self.pretrained))
             for method in self._methods.values():
                 method.trunk_loaded()
 
