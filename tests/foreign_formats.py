@@ -308,7 +308,7 @@ def write(file, path):
 
 
 def skipped_in(line):
-    match = re.search(r'; skipped: (.*?)(;|\.$)', line)
+    match = re.search(r'; skipped: (.*?)(;|\. (Not c|C)hecked: )', line)
     return sorted(match[1].split(', ')) if match else []
 
 

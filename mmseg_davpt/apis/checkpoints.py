@@ -15,7 +15,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, CheckpointLoader, Runner
 from torch import Tensor, nn
 
-from ..models.prompted_vit import FINGERPRINT
+from ..models.trunk_state import FINGERPRINT
 from ..packaged import tool_command
 from ..tasks import is_task_file, task_checkpoint
 from ..tasks.file import SCHEME, TRUNK

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -31,7 +31,10 @@ from ..tuning import (
 from ..tuning.policy import used_parameters
 from ..weights import WeightsError, load_trunk_weights
 from ..weights.fingerprint import TrunkFingerprint
-from ..weights.half import DIGESTS, HALF, TRUNK_DTYPES, store_frozen
+from ..weights.formats import describe_check
+from ..weights.half import HALF, TRUNK_DTYPES, store_frozen
+from .trunk_state import FINGERPRINT as FINGERPRINT  # tasks imports it from here
+from .trunk_state import add_fingerprint, prepare_state
 
 
 @MODELS.register_module()
@@ -67,6 +70,8 @@ class PromptedViT(BaseModule):
     Attributes:
         tuned: Method name -> :class:`~mmseg_davpt.tuning.TuningMethod`.
         method_options: Method name -> its options, as ``tuning`` and ``prompts`` resolve to them.
+        weights_loaded: Whether the trunk has the weights of a file, of timm's hub or of a checkpoint.
+        weights_check: How the file ``pretrained`` was checked for changed bytes, if at all; empty before it is read.
 
     Raises:
         ValueError: An option that does not fit the trunk; the message names it.
@@ -116,9 +121,10 @@ class PromptedViT(BaseModule):
         if list(self.out_indices) != [index % blocks for index in out_indices]:
             raise wrong('backbone.out_indices', out_indices, 'ascending block indices')
         self.depth = self.out_indices[-1] + 1
-        self._weights_loaded = False
-        self.register_load_state_dict_pre_hook(_prepare_state)
-        self.register_state_dict_post_hook(_add_fingerprint)
+        self.weights_loaded = False
+        self.weights_check = ''
+        self.register_load_state_dict_pre_hook(prepare_state)
+        self.register_state_dict_post_hook(add_fingerprint)
         plan = resolve_tuning(tuning, prompts, self.depth)
         self.tuning, self.expects_guidance = tuning, plan.guided
         self.method_options = plan.methods
@@ -244,7 +250,9 @@ class PromptedViT(BaseModule):
         if self.pretrained:
             unused = () if self.norm_outputs else ('norm.weight', 'norm.bias')
             print_log(load_trunk_weights(self.trunk, self.arch, self.pretrained, unused), logger='current')
-            self._weights_loaded = True
+            self.weights_loaded = True
+            if self.pretrained is not True:
+                self.weights_check = describe_check(Path(self.pretrained))
             for method in self._methods.values():
                 method.trunk_loaded()
 
@@ -254,7 +262,7 @@ class PromptedViT(BaseModule):
         Raises:
             WeightsError: Neither :meth:`init_weights` nor a checkpoint has loaded the trunk.
         """
-        if not (self._weights_loaded or self.allow_random):
+        if not (self.weights_loaded or self.allow_random):
             raise WeightsError(
                 f'The trunk {self.arch} has random weights: nothing was loaded (pretrained={self.pretrained!r}; no '
                 'init_weights(), no checkpoint with the trunk). Set pretrained to True or a path, load a full '
@@ -328,74 +336,6 @@ def _check_pretrained(name: str, pretrained: object) -> bool | str:
     if not isinstance(pretrained, (bool, str)) or pretrained == '':
         raise wrong(name, pretrained, "True (timm's hub), the path of a file, or False")
     return pretrained
-
-
-# Key of a state dict whose trunk is absent, for TrunkFingerprint.to_dict(). Also of one whose trunk was cast to half
-# precision, for the JSON text of it as bytes, because users of state dicts expect tensors.
-FINGERPRINT = 'trunk_fingerprint'
-
-# Names of checkpoints that were written before each method had a folder of its own (version 0.1).
-_RENAMED = {
-    'prompts.': 'tuned.prompts.',
-    'biases.': 'tuned.bias.offsets.',
-    'lora.': 'tuned.lora.layers.',
-    'adapters.': 'tuned.adaptformer.branches.',
-}
-
-
-def _prepare_state(module: PromptedViT, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before a state dict is loaded: read old names, add the trunk where it is missing, note whether it is whole."""
-    shallow = {'prompts.': 'tuned.shallow_prompts.'} if 'shallow_prompts' in module.tuned else {}
-    for old, new in {**_RENAMED, **shallow}.items():
-        for name in [name for name in state if name.startswith(prefix + old)]:
-            state[prefix + new + name.removeprefix(prefix + old)] = state.pop(name)
-    tokens, flag = f'{prefix}tuned.prompts.tokens.', f'{prefix}tuned.prompts.initialised'
-    if flag not in state and any(name.startswith(tokens) for name in state):
-        state[flag] = torch.tensor(True)
-    own = module.trunk.state_dict()
-    if (entry := state.pop(prefix + FINGERPRINT, None)) is not None:
-        fingerprint = TrunkFingerprint.from_dict(_read_text(entry) if isinstance(entry, Tensor) else entry)
-        if all(f'{prefix}trunk.{name}' in state for name in own):
-            state[f'{prefix}trunk.{DIGESTS}'] = dict(fingerprint.tensors)  # type: ignore[assignment]  # popped by the trunk
-        else:
-            _add_trunk(module, state, prefix, fingerprint)
-    if all(getattr(state.get(f'{prefix}trunk.{name}'), 'shape', None) == own[name].shape for name in own):
-        module._weights_loaded = True
-
-
-def _add_fingerprint(module: PromptedViT, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """After a state dict is made: add the fingerprint of a trunk whose values were cast."""
-    if module.trunk.file_digests:
-        text = json.dumps(module.fingerprint().to_dict()).encode()
-        state[prefix + FINGERPRINT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-
-
-def _read_text(entry: Tensor) -> Any:
-    try:
-        return json.loads(entry.cpu().numpy().tobytes())
-    except ValueError as error:
-        raise WeightsError('The fingerprint of the trunk is damaged') from error
-
-
-def _add_trunk(module: PromptedViT, state: dict[str, Tensor], prefix: str, fingerprint: TrunkFingerprint) -> None:
-    """Complete a state dict that holds the fingerprint of a trunk with the tensors of the module's own trunk.
-
-    Raises:
-        WeightsError: The trunk is another one, or its weights cannot be loaded.
-    """
-    if not module._weights_loaded:
-        if not module.pretrained:
-            raise WeightsError(
-                f'The file holds no trunk, only what was trained on {fingerprint.arch}: set backbone.pretrained to the '
-                f"weights of {fingerprint.arch} (True: timm's hub; a path: python tools/get_weights.py lists sources)"
-            )
-        module.init_weights()
-    fingerprint.require_match(module.fingerprint(), 'the hub' if module.pretrained is True else str(module.pretrained))
-    trained = {name for name, parameter in module.trunk.named_parameters() if parameter.requires_grad}
-    for name, tensor in module.trunk.state_dict().items():
-        if name not in trained:  # the file holds these; loading fails where it does not
-            state.setdefault(f'{prefix}trunk.{name}', tensor)
-    state[f'{prefix}trunk.{DIGESTS}'] = dict(module.trunk.file_digests)  # type: ignore[assignment]  # as above
 
 
 def _crop_to_image(x: Tensor, image: torch.Size, patch: tuple[int, int]) -> Tensor:

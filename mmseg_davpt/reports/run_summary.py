@@ -63,7 +63,7 @@ def start_lines(
     progress: Progress,
     images_per_step: int,
 ) -> list[str]:
-    """At most 12 lines about a training, each at most 118 characters long unless a path is longer.
+    """At most 12 lines about a training, each at most 118 characters long without its path.
 
     Args:
         cfg: The full config.
@@ -112,6 +112,8 @@ def _model_rows(model: nn.Module) -> list[tuple[str, str]]:
     size = sum(parameter.numel() for parameter in trunk.parameters())
     name = getattr(backbone, 'arch', type(backbone).__name__)
     rows = [('Trunk', f'{name}, {size / 1e6:.1f} M parameters; weights: {_source(backbone)}')]
+    if check := getattr(backbone, 'weights_check', ''):
+        rows.append(('Weights', check))
     methods = ', '.join(getattr(backbone, 'tuned', {})) or 'none'
     if any(counts := getattr(backbone, 'prompt_counts', ())):
         methods += f' ({sum(counts)} prompts in {sum(map(bool, counts))} blocks)'

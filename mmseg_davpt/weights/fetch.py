@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..trunks import build_trunk
-from .formats import WeightsError, hash_file
+from .formats import WeightsError, write_hash
 from .load import load_trunk_weights
 
 
@@ -77,7 +77,7 @@ def fetch_weights(arch: str, out: str | Path, source_file: str | Path | None = N
         if out.exists():
             source += ' (in place of an earlier file)'
     elif out.is_file():
-        load_trunk_weights(build_trunk(arch), arch, str(out))
+        print_log(load_trunk_weights(build_trunk(arch), arch, str(out)), logger='current')
         return 'an earlier fetch'
     else:
         source, state = _fetch(arch)
@@ -182,12 +182,12 @@ def dinov2_from_onnx(data: bytes) -> dict[str, Tensor]:
 
 def _save(state: dict[str, Tensor], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    tmp_path, hash_path = out.with_name(f'.{out.name}.part'), Path(f'{out}.sha256')
+    tmp_path = out.with_name(f'.{out.name}.part')
     tmp_path.touch()
     mode = tmp_path.stat().st_mode  # by the user's umask; safetensors replaces the file by one that only the user reads
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, tmp_path)
     tmp_path.chmod(stat.S_IMODE(mode))
-    digest = hash_file(tmp_path)
-    hash_path.unlink(missing_ok=True)  # an interruption leaves a file without a hash, never with that of another
+    # An interruption leaves a file without a hash, never with that of another.
+    Path(f'{out}.sha256').unlink(missing_ok=True)
     tmp_path.replace(out)
-    hash_path.write_text(f'{digest}  {out.name}\n')
+    write_hash(out)

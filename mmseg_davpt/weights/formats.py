@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 import re
 import struct
 import zipfile
@@ -19,6 +20,8 @@ from numpy.lib import format as npy
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files import replacing
+from ..packaged import tool_command
 from .pickles import BoundedUnpickler, Inert, RefusedError, ScriptUnpickler
 
 
@@ -42,7 +45,7 @@ def check_hash(path: Path) -> None:
     Raises:
         WeightsError: The file has another hash.
     """
-    expected = Path(f'{path}.sha256')
+    expected = _hash_path(path)
     if not (expected.is_file() and path.is_file()):
         return
     words = expected.read_text(encoding='utf-8', errors='replace').split()
@@ -51,6 +54,51 @@ def check_hash(path: Path) -> None:
             f'{path} has another SHA-256 than {expected} states: the file is damaged or was replaced. Get it again; if '
             f'the change is intended, delete {expected.name}'
         )
+
+
+def write_hash(path: Path) -> Path:
+    """Write ``FILE.sha256`` beside a file, in the format of ``sha256sum``.
+
+    Args:
+        path: The file. A ``FILE.sha256`` that states its hash is kept.
+
+    Returns:
+        ``FILE.sha256``.
+
+    Raises:
+        WeightsError: There is no such file, or ``FILE.sha256`` states another hash.
+        OSError: ``FILE.sha256`` cannot be written.
+    """
+    if not path.is_file():
+        raise WeightsError(f'No file at {path}, so there is nothing to write a checksum of')
+    check_hash(path)
+    expected = _hash_path(path)
+    if not expected.is_file():
+        with replacing(expected) as temporary:
+            temporary.write_bytes(os.fsencode(f'{hash_file(path)}  {path.name}\n'))
+    return expected
+
+
+def describe_check(path: Path) -> str:
+    """What finds changed bytes when a weight file is read, for the log.
+
+    Args:
+        path: A file that :func:`check_hash` accepts.
+
+    Returns:
+        ``Checked: ...``, or ``Not checked: ...`` with the remedy: safetensors files and torch files from before
+        version 1.6 have no checksums of their own. Without a line break and without a period.
+    """
+    if _hash_path(path).is_file():
+        return f'Checked: SHA-256 in {_hash_path(path).name}'
+    if _kind(path) != 'safetensors' and _is_zip(path):
+        return 'Checked: CRC-32 of the records in the archive'
+    command = tool_command('get_weights', '--checksum', path)
+    return f'Not checked: the file has no checksum; write one: {command}'
+
+
+def _hash_path(path: Path) -> Path:
+    return Path(f'{path}.sha256')
 
 
 def hash_file(path: Path) -> str:

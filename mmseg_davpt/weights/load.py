@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .checkpoints import value_problem
 from .convert import Encoder, find_encoder, is_head, name_final_norm, read_npz
-from .formats import WeightsError, check_hash, is_npz, read_checkpoint
+from .formats import WeightsError, check_hash, describe_check, is_npz, read_checkpoint
 
 _MAX_NAMES = 6  # in one list of an error message
 # What timm's filters compute anew, rather than rename.
@@ -33,7 +33,8 @@ def load_trunk_weights(trunk: nn.Module, arch: str, pretrained: str | bool, unus
             poolers.
 
     Returns:
-        One line for the log: the number of tensors, the source, both position grids, and the skipped names.
+        One line for the log: the number of tensors, the source, both position grids, and the skipped names; for a file
+        also whether it was checked for changed bytes (:func:`~mmseg_davpt.weights.formats.describe_check`).
 
     Raises:
         WeightsError: The source is unreadable, or tensors are missing, unexpected, of another shape or type, or not
@@ -65,7 +66,8 @@ def load_trunk_weights(trunk: nn.Module, arch: str, pretrained: str | bool, unus
         line += f'; skipped: {_group_names(encoder.skipped, trunk_state)}'
     if absent:
         line += f'; left random, as no output depends on them: {_group_names(sorted(absent), {})}'
-    return line + '.'
+    check = '' if pretrained is True else f' {describe_check(Path(str(pretrained)))}'
+    return f'{line}.{check}'
 
 
 def _require_numbers(problems: Mapping[str, str], skipped: Collection[str], source: str) -> None:

@@ -1,9 +1,11 @@
 """Read files in a process of its own, with limits on memory and time. Used by the tests of this folder.
 
-Argument: a file with a JSON list of [file, intact file]. Prints one JSON line per file: outcome, seconds, megabytes.
+Argument: a file with a JSON list of [file, intact file]. Prints one JSON line per file: outcome, seconds, megabytes,
+and what the log says about checksums (None: nothing was read, or the file is a checkpoint).
 """
 
 import json
+import re
 import resource
 import signal
 import sys
@@ -24,12 +26,12 @@ EXPECTED = ('WeightsError', 'UnsafeFileError', 'ValueError')
 
 
 def read(path):
-    """Weights through the public function; checkpoints of a training as --resume reads them."""
+    """Weights through the public function, with its line; checkpoints of a training as --resume reads them."""
     if Path(path).name.startswith('iter_'):
-        return load_checkpoint(path)
+        return load_checkpoint(path), None
     trunk = vit()
-    load_trunk_weights(trunk, 'vit', str(path))
-    return trunk.state_dict()
+    line = load_trunk_weights(trunk, 'vit', str(path))
+    return trunk.state_dict(), re.search(r'(Not c|C)hecked: .*', line)[0]
 
 
 def same(a, b):
@@ -49,16 +51,16 @@ def expire(*_):
 def outcome_of(path, intact):
     try:
         signal.alarm(SECONDS)
-        content = read(path)
+        content, check = read(path)
         signal.alarm(0)
     except BaseException as error:
         signal.alarm(0)
         name = type(error).__name__
         named = name in EXPECTED and str(path) in str(error) and 'MemoryError' not in str(error)
-        return ('refused: ' if named else f'FAILED {name}: ') + str(error)
+        return ('refused: ' if named else f'FAILED {name}: ') + str(error), None
     if intact is None:
-        return 'loaded'
-    return 'identical' if same(content, read(intact)) else 'other values'
+        return 'loaded', check
+    return 'identical' if same(content, read(intact)[0]) else 'other values', check
 
 
 def main():
@@ -71,7 +73,8 @@ def main():
     for path, intact in json.loads(Path(sys.argv[1]).read_text()):
         start = time.perf_counter()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        outcome = outcome_of(path, intact)
+        outcome, check = outcome_of(path, intact)
         growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-        line = dict(file=path, outcome=outcome, seconds=time.perf_counter() - start, megabytes=growth)
+        seconds = time.perf_counter() - start
+        line = dict(file=path, outcome=outcome, seconds=seconds, megabytes=growth, check=check)
         print(json.dumps(line), flush=True)

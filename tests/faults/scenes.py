@@ -22,7 +22,7 @@ def fork_server():
     """A multiprocessing context whose processes are forked from one with all imports: they start in milliseconds."""
     os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, sys.path))  # of the server; Python 3.11 needs it
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['scenes', 'mmseg.models', 'torch.distributed'])
+    context.set_forkserver_preload(['mmseg_davpt', 'scenes', 'mmseg.models', 'torch.distributed'])  # its shims first
     return context
 
 

@@ -6,12 +6,15 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import batch, free_port, segmentor_cfg
+from conftest import ROOT, batch, free_port, segmentor_cfg
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import Runner
 from mmseg.registry import MODELS
 from scenes import C, config, run_ranks
+from small_configs import shrink, walk
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmseg_davpt.apis import leave_process_group, prepare_launcher
@@ -113,6 +116,118 @@ def test_the_guidance_is_per_rank(tmp_path):
     assert losses['decode.loss_ce'] < 1e-5
     assert losses['loss_guide_patch'] > 1e-3
     assert gradients > 1e-3
+
+
+# UPerNet with a neck and an auxiliary head, and the linear head, which has a norm of its own: SyncBN in all of them.
+WITH_BATCH_NORM = (
+    'davpt_upernet_ade20k.py',
+    'heads/davpt-gated_vit-b16_linear_160k_ade20k-512x512.py',
+)
+
+
+class SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx, values):
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return SumOverRanks.apply(gradient.contiguous())
+
+
+class SyncBatchNormOnCPU(nn.BatchNorm2d):
+    """torch's ``SyncBatchNorm`` refuses CPU tensors: the same formula, with sums over the ranks."""
+
+    def forward(self, x):
+        count = torch.tensor(x.numel() / x.shape[1], dtype=x.dtype)
+        dist.all_reduce(count)
+        mean = SumOverRanks.apply(x.sum((0, 2, 3))) / count
+        centered = x - mean[:, None, None]
+        variance = SumOverRanks.apply(centered.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight / (variance + self.eps).sqrt()
+        return centered * scale[:, None, None] + self.bias[:, None, None]
+
+
+def model_with_batch_norm(name, kind):
+    """The model of a config at a small width, in float64, with the norm ``kind`` in place of SyncBN; no dropout."""
+    cfg = Config.fromfile(ROOT / 'configs' / name).model
+    norms = [node for node in walk(cfg) if node.get('type') == 'SyncBN']
+    assert norms
+    shrink(cfg)
+    for node in norms:
+        node['type'] = kind
+    for head in filter(None, (cfg.decode_head, cfg.get('auxiliary_head'))):
+        head.update(dropout_ratio=0.0, num_classes=C)
+    cfg.backbone.update(tuning='vpt_deep', prompts=dict(num=3))
+    cfg.update(guidance=None, data_preprocessor=None)
+    torch.manual_seed(0)
+    return MODELS.build(cfg).double().train()
+
+
+def statistics(model):
+    """Running mean and variance of each batch norm."""
+    return {name: buffer for name, buffer in model.named_buffers() if 'running_' in name}
+
+
+def half_with_batch_norm(rank, port, folder, name, device):
+    """One step on half of the batch; saves losses (means over the ranks), gradients and statistics of this rank."""
+    join(rank, port)
+    model = model_with_batch_norm(name, 'SyncBN')
+    images, samples = data(uneven=True)
+    part = slice(2 * rank, 2 * rank + 2)
+    images, samples = images[part].double(), samples[part]
+    if device == 'cuda':
+        torch.cuda.set_device(rank)
+        dist.init_process_group('nccl')
+        model, images, samples = model.cuda(), images.cuda(), [sample.cuda() for sample in samples]
+    else:
+        dist.init_process_group('gloo')
+        for layer in model.modules():
+            if isinstance(layer, nn.SyncBatchNorm):
+                layer.__class__ = SyncBatchNormOnCPU
+    wrapped = DistributedDataParallel(model, [rank] if device == 'cuda' else None, broadcast_buffers=False)
+    losses, gradients = step(wrapped, images, samples)
+    for value in losses.values():
+        dist.all_reduce(value)
+        value /= 2
+    content = {**losses, **gradients, **statistics(model)}
+    torch.save({key: value.cpu() for key, value in content.items()}, f'{folder}/{rank}.pth')
+    leave_process_group()
+
+
+def assert_batch_norm_is_global(tmp_path, name, device):
+    """Two ranks with two images each against torch's ``BatchNorm2d`` on the four images, in one process."""
+    run_ranks(half_with_batch_norm, free_port(), str(tmp_path), name, device)
+    model = model_with_batch_norm(name, 'BN')
+    images, samples = data(uneven=True)
+    losses, gradients = step(model, images.double(), samples)
+    losses = {key: value for key, value in losses.items() if 'loss' in key}  # accuracies are means over labeled pixels
+    expected = {**losses, **gradients, **statistics(model)}
+    for rank in range(2):
+        found = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
+        found = {key: value for key, value in found.items() if key in expected}
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', WITH_BATCH_NORM)
+def test_synchronized_batch_norm_is_global(name, tmp_path):
+    """All but torch's kernel: the layers of the configs, the order of the collectives, gradients of DDP."""
+    assert_batch_norm_is_global(tmp_path, name, 'cpu')
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+@pytest.mark.parametrize('name', WITH_BATCH_NORM)
+def test_torchs_synchronized_batch_norm_is_global(name, tmp_path):
+    """The same with SyncBN and NCCL."""
+    assert_batch_norm_is_global(tmp_path, name, 'cuda')
 
 
 def train_unevenly(rank, port, folder, case):

@@ -1,4 +1,4 @@
-"""Hostile and damaged weight files: a named error in bounded time and memory, never other values."""
+"""Hostile and damaged weight files: a named error in bounded time and memory, never other values without a notice."""
 
 import io
 import json
@@ -18,6 +18,9 @@ from foreign_formats import jax_arrays, random_, vit
 from mmengine.logging import HistoryBuffer
 from safetensors.torch import save_file
 
+from mmseg_davpt.weights.formats import hash_file
+
+WITHOUT_CHECKSUM = ('legacy.pth', 'w.safetensors')
 MEGABYTES = 250  # that reading one small file may add; the bombs want more
 
 
@@ -46,12 +49,13 @@ def assert_bounded(lines):
 def fast(tmp_path_factory):
     """Group -> files and lines of the reader: one process reads all files of the fast tests."""
     folder = tmp_path_factory.mktemp('fast')
-    for name in ('hostile', 'intact', 'damage', 'fuzz'):
+    for name in ('hostile', 'intact', 'damage', 'fuzz', 'hashed'):
         (folder / name).mkdir()
     groups = dict(
         hostile=[(write(folder / f'hostile/{i}.pth'), None) for i, write in enumerate({**BOMBS, **TENSORS}.values())],
         intact=[(file, file) for file in weight_files(folder / 'intact').values()],
         damaged=list(mutate(folder / 'damage', 60, seed=0)),
+        hashed=write_hashes(mutate(folder / 'hashed', 60, seed=0)),
         fuzzed=list(fuzz_headers(folder / 'fuzz', 300, seed=0)),
     )
     lines = iter(read_in_child(folder, [file for files in groups.values() for file in files]))
@@ -166,25 +170,63 @@ def mutate(folder, count, seed):
         yield file, original
 
 
+def write_hashes(files):
+    """The ``(damaged file, intact file)`` pairs; beside each damaged file stands the hash of the intact one."""
+    files = list(files)
+    for file, original in files:
+        file.with_name(f'{file.name}.sha256').write_text(f'{hash_file(original)}  {file.name}\n')
+    return files
+
+
+NOTICED = 'read with other values and the notice that the file has no checksum'
+
+
 def assert_nothing_silent(lines, files):
-    """Formats with checksums (zip, npz) have the same values or an error; returns the outcomes, counted."""
+    """The same values, an error, or the notice that nothing could be checked; returns the outcomes, counted."""
     assert_bounded(lines)
     outcomes = Counter()
-    for line, (_, original) in zip(lines, files):
+    for line, (file, original) in zip(lines, files):
         outcome = line['outcome'].split(':')[0]
-        without_checksum = original.name in ('legacy.pth', 'w.safetensors')
-        outcomes[outcome + (' (format without checksum)' if outcome == 'other values' else '')] += 1
-        assert outcome in ('refused', 'identical') or without_checksum, line
+        if outcome == 'other values':
+            assert original.name in WITHOUT_CHECKSUM, line
+            assert_notice(line, file)
+            outcome = NOTICED
+        assert outcome in ('refused', 'identical', NOTICED), line
+        outcomes[outcome] += 1
     return dict(outcomes)
+
+
+def assert_notice(line, file):
+    command = f'python tools/get_weights.py --checksum {file}'
+    assert line['check'] == f'Not checked: the file has no checksum; write one: {command}', line
 
 
 def test_damaged_files(fast):
     lines, files = zip(*fast['damaged'])
-    assert assert_nothing_silent(lines, files)['refused'] > 20
+    outcomes = assert_nothing_silent(lines, files)
+    assert outcomes['refused'] > 20
+    assert outcomes[NOTICED] > 5
+
+
+def test_damaged_files_beside_the_hash_of_the_intact_one(fast):
+    """The files of the test before: all weight files are refused, but for a mutation that changes no byte."""
+    for line, (file, original) in fast['hashed']:
+        if original.name != 'iter_3.pth':
+            same = file.read_bytes() == original.read_bytes()
+            assert line['outcome'] == 'identical' if same else 'has another SHA-256' in line['outcome'], line
 
 
 def test_intact_files_are_read(fast):
     assert [line['outcome'] for line, _ in fast['intact']] == ['identical'] * 5
+
+
+def test_the_log_says_which_files_are_checked(fast):
+    """By their hash, or by checksums of their format."""
+    checks = {file.name: line for line, (file, _) in fast['intact']}
+    for name in WITHOUT_CHECKSUM:
+        assert_notice(checks[name], next(file for _, (file, _) in fast['intact'] if file.name == name))
+    for name in ('zip.pth', 'w.npz'):
+        assert checks[name]['check'] == 'Checked: CRC-32 of the records in the archive'
 
 
 @pytest.mark.faults
@@ -192,7 +234,10 @@ def test_intact_files_are_read(fast):
 def test_thousand_damaged_files(tmp_path):
     start = time.perf_counter()
     files = list(mutate(tmp_path, 1000, seed=1))
-    outcomes = assert_nothing_silent(read_in_child(tmp_path, files), files)
+    lines = read_in_child(tmp_path, files)
+    outcomes = assert_nothing_silent(lines, files)
+    with_hash = write_hashes(pair for line, pair in zip(lines, files) if line['outcome'] == 'other values')
+    assert all('has another SHA-256' in line['outcome'] for line in read_in_child(tmp_path, with_hash))
     print(f'\nmutated weight and checkpoint files: 1000 cases, {outcomes}, {time.perf_counter() - start:.0f} s')
 
 

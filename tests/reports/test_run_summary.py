@@ -2,10 +2,13 @@
 
 from types import SimpleNamespace
 
+import timm
 from conftest import segmentor_cfg
 from mmseg.registry import MODELS
+from safetensors.torch import save_file
 
 from mmseg_davpt.reports.run_summary import GroupRate, Progress, Validation, end_lines, start_lines
+from mmseg_davpt.weights.formats import write_hash
 
 CLASSES = [f'a class with a long name {index}' for index in range(150)]
 RATES = [GroupRate('prompts', 5e-5, 5e-3, 1.3e-5), GroupRate('heads', 4e-3, 4e-3, 0.0)]
@@ -49,6 +52,27 @@ def test_every_part_is_said():
         assert part in text, text
     assert 'continues after iteration 50, from a.pth' in '\n'.join(lines(done=50, source='a.pth'))
     assert 'Validation   none' in '\n'.join(lines(validation_every=None))
+
+
+def test_it_says_whether_the_weights_were_checked(tmp_path):
+    """The line that names the command may be longer by the path; with it, there are at most 12."""
+    path = tmp_path / 'w.safetensors'
+    save_file(timm.create_model('test_vit').state_dict(), path)
+    cfg = segmentor_cfg(pretrained=str(path), allow_random=False)
+
+    def found():
+        model = MODELS.build(cfg)
+        model.init_weights()
+        known = Progress(50, 300, 92, 100, 50, source='runs/one/iter_50.pth')
+        found = start_lines(CFG, model, dict(training=_Dataset(3), validation=_Dataset(1)), RATES, known, 4)
+        assert len(found) <= 12
+        assert max(len(line.replace(str(path), '')) for line in found) <= 118
+        return found
+
+    remedy = f'write one: python tools/get_weights.py --checksum {path}'
+    assert f'Weights      Not checked: the file has no checksum; {remedy}' in found()
+    write_hash(path)
+    assert 'Weights      Checked: SHA-256 in w.safetensors.sha256' in found()
 
 
 def test_a_stock_backbone_has_a_summary_too():

@@ -1,6 +1,8 @@
 """tools/get_weights.py: sources, cache and hash; the conversion of ONNX names, on a file written here."""
 
 import os
+import shutil
+import subprocess
 
 import pytest
 import timm
@@ -8,7 +10,8 @@ import torch
 from conftest import tool
 from safetensors.torch import load_file
 
-from mmseg_davpt.weights import WeightsError, fetch
+from mmseg_davpt.weights import WeightsError, fetch, load_trunk_weights
+from mmseg_davpt.weights.formats import hash_file, write_hash
 
 
 @pytest.fixture
@@ -93,6 +96,48 @@ def test_nothing_reachable_says_what_to_do(monkeypatch, tmp_path):
 def test_command_line(local_file, tmp_path):
     printed = tool('get_weights', 'test_vit', '--file', local_file, '--out', tmp_path / 'w.safetensors')
     assert f'{tmp_path}/w.safetensors: test_vit from {local_file}' in printed
+
+
+def test_a_checksum_for_an_existing_file(tmp_path):
+    """As sha256sum writes and reads it; one that states another hash is kept, and refused."""
+    path = tmp_path / 'a file.pth'
+    path.write_bytes(b'abc')
+    known = 'ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'  # FIPS 180-2, appendix B.1
+    assert write_hash(path) == tmp_path / 'a file.pth.sha256'
+    assert (tmp_path / 'a file.pth.sha256').read_text() == f'{known}  a file.pth\n'
+    if shutil.which('sha256sum'):
+        subprocess.run(['sha256sum', '--check', '--strict', 'a file.pth.sha256'], cwd=tmp_path, check=True)
+    (tmp_path / 'a file.pth.sha256').write_text(f'{known.upper()} *a file.pth\n')  # kept: of another program
+    write_hash(path)
+    path.write_bytes(b'abd')
+    with pytest.raises(WeightsError, match='has another SHA-256 than'):
+        write_hash(path)
+    assert (tmp_path / 'a file.pth.sha256').read_text() == f'{known.upper()} *a file.pth\n'
+    with pytest.raises(WeightsError, match=r'No file at .*gone\.pth'):
+        write_hash(tmp_path / 'gone.pth')
+    assert not (tmp_path / 'gone.pth.sha256').exists()
+
+
+def test_the_command_line_writes_the_checksum_that_the_log_asks_for(local_file, tmp_path, tool_here):
+    state = torch.load(local_file, weights_only=True)
+    torch.save(state, path := tmp_path / 'legacy.pth', _use_new_zipfile_serialization=False)
+    line = load_trunk_weights(timm.create_model('test_vit', num_classes=0), 'test_vit', str(path))
+    command = f'python tools/get_weights.py --checksum {path}'
+    assert line.endswith(f'. Not checked: the file has no checksum; write one: {command}')
+    assert f'{path}.sha256' in tool_here('get_weights', '--checksum', path)
+    assert (tmp_path / 'legacy.pth.sha256').read_text().split() == [hash_file(path), 'legacy.pth']
+    line = load_trunk_weights(timm.create_model('test_vit', num_classes=0), 'test_vit', str(path))
+    assert line.endswith('. Checked: SHA-256 in legacy.pth.sha256')
+    (tmp_path / 'legacy.pth.sha256').write_text(f'{"0" * 64}  legacy.pth\n')
+    with pytest.raises(SystemExit, match=r'get_weights: .*has another SHA-256 than'):
+        tool_here('get_weights', '--checksum', path)
+
+
+@pytest.mark.parametrize('arguments', [(), ('test_vit', '--checksum', 'a.pth'), ('--out', 'a', '--checksum', 'a.pth')])
+def test_fetch_or_checksum(arguments, tool_here, capfd):
+    with pytest.raises(SystemExit):
+        tool_here('get_weights', *arguments)
+    assert '--checksum FILE' in capfd.readouterr().err
 
 
 def test_onnx_names():

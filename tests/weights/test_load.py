@@ -42,7 +42,7 @@ def test_a_hash_beside_the_file_is_compared(source, tmp_path):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     (tmp_path / 'w.safetensors.sha256').write_text(f'{digest}  w.safetensors\n')  # as sha256sum writes it
     trunk = build_trunk('test_vit')
-    load_trunk_weights(trunk, 'test_vit', str(path))
+    assert load_trunk_weights(trunk, 'test_vit', str(path)).endswith('. Checked: SHA-256 in w.safetensors.sha256')
     before = {key: value.clone() for key, value in trunk.state_dict().items()}
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
@@ -162,7 +162,7 @@ class TestFinalNorm:
         line = load_trunk_weights(trunk, 'test_vit', path, unused=('norm.weight', 'norm.bias'))
         count = len(trunk.state_dict())
         assert f'Loaded {count - 2}/{count}' in line
-        assert line.endswith('left random, as no output depends on them: norm.bias, norm.weight.')
+        assert 'left random, as no output depends on them: norm.bias, norm.weight. ' in line
 
     def test_unused_tensors_are_read_where_they_are(self, source, tmp_path):
         trunk = build_trunk('test_vit')
