@@ -33,7 +33,6 @@ from ..weights import WeightsError, load_trunk_weights
 from ..weights.fingerprint import TrunkFingerprint
 from ..weights.formats import describe_check
 from ..weights.half import HALF, TRUNK_DTYPES, store_frozen
-from .trunk_state import FINGERPRINT as FINGERPRINT  # tasks imports it from here
 from .trunk_state import add_fingerprint, prepare_state
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..files import write_atomically
 from ..models import PromptedViT
-from ..models.prompted_vit import FINGERPRINT
+from ..models.trunk_state import FINGERPRINT
 from ..weights.checkpoints import FLOATS, value_problem
 from ..weights.fingerprint import TrunkFingerprint
 from .description import TaskFileError, TaskInfo

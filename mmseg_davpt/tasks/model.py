@@ -13,7 +13,7 @@ from mmseg.models import BaseSegmentor
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from ..models.prompted_vit import FINGERPRINT
+from ..models.trunk_state import FINGERPRINT
 from ..options import wrong
 from ..weights import WeightsError
 from .description import TaskFileError, TaskInfo
