@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -15,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.structures import PixelData
 
 from ..options import check_integer
-from ..reports import attention_mass, draw_class_table, measure_attention
+from ..reports import attention_mass, draw_class_table, measure_attention, with_labels_of_image_size
 from ..tuning import DeepPrompts
 from .pictures import add_figure, shows_figures
 
@@ -107,11 +106,10 @@ def _middle(batch: dict[str, Any], size: tuple[int, int] | None) -> dict[str, An
     """A batch of a data loader, its images and labels cropped to at most ``size``."""
     if size is None:
         return batch
+    batch = with_labels_of_image_size(batch)
     inputs, samples = [], []
     for image, sample in zip(batch['inputs'], batch['data_samples']):
         labels = sample.gt_sem_seg.data
-        if labels.shape[-2:] != image.shape[-2:]:  # a pipeline that loads the labels after it resized the image
-            labels = F.interpolate(labels[None].float(), image.shape[-2:], mode='nearest')[0].to(labels.dtype)
         top, left = (max(0, (length - limit) // 2) for length, limit in zip(labels.shape[-2:], size))
         window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
         sample = sample.clone()

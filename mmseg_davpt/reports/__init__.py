@@ -9,6 +9,7 @@ from .prompt_attention import (
     attention_to_prompts,
     measure_attention,
     prompt_space,
+    with_labels_of_image_size,
 )
 from .prompt_figures import draw_class_table, draw_prompt_maps, draw_prompt_space, prompt_titles
 
@@ -29,4 +30,5 @@ __all__ = [
     'measure_attention',
     'prompt_space',
     'prompt_titles',
+    'with_labels_of_image_size',
 ]

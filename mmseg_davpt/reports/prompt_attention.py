@@ -9,6 +9,8 @@ from threading import get_ident
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from mmengine.structures import PixelData
 from mmseg.models import BaseSegmentor
 from torch import Tensor, nn
 
@@ -108,6 +110,22 @@ def prompted_blocks(model: BaseSegmentor, blocks: Sequence[int]) -> list[int]:
     return [known[block] for block in blocks]
 
 
+def with_labels_of_image_size(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch of a data loader; labels of another size than their image are resized to it (nearest).
+
+    Test pipelines resize images before they load the labels, as mIoU is measured at the size of the labels.
+    """
+    samples = []
+    for image, sample in zip(batch['inputs'], batch['data_samples']):
+        labels = sample.gt_sem_seg.data
+        if labels.shape[-2:] != image.shape[-2:]:
+            resized = F.interpolate(labels[None].float(), image.shape[-2:], mode='nearest')[0].to(labels.dtype)
+            sample = sample.clone()
+            sample.gt_sem_seg = PixelData(data=resized)
+        samples.append(sample)
+    return {**batch, 'data_samples': samples}
+
+
 @torch.no_grad()
 def measure_attention(
     model: PromptedEncoderDecoder, batches: Iterable[dict[str, Any]], blocks: Sequence[int] = (-1,)
@@ -133,7 +151,7 @@ def measure_attention(
 
     with _evaluating(model), _observed(model.backbone, indices, measure):
         for batch in batches:
-            batch = model.data_preprocessor(batch, training=True)
+            batch = model.data_preprocessor(with_labels_of_image_size(batch), training=True)
             fractions = model.class_fractions(batch['data_samples'])
             patches.add_(fractions.double().sum(dim=(0, 1)).cpu())
             model.backbone(batch['inputs'])
@@ -214,7 +232,7 @@ def prompt_space(
     patches, classes, prompts = [], [], torch.empty(0)
     with _evaluating(model):
         for batch in batches:
-            batch = model.data_preprocessor(batch, training=True)
+            batch = model.data_preprocessor(with_labels_of_image_size(batch), training=True)
             fractions = model.class_fractions(batch['data_samples'])
             with model.backbone.record([index]) as activations:
                 model.backbone(batch['inputs'])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import batch, segmentor_cfg
+from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from PIL import Image
 
@@ -51,6 +52,18 @@ def test_blocks_are_measured_together_as_alone(model):
     assert model.training
     with pytest.raises(ValueError, match='6 prompted blocks'):
         reports.measure_attention(model, batches(), [6])
+
+
+def test_labels_of_another_size_than_the_images(model):
+    """Test pipelines resize images before they load the labels."""
+    expected = reports.measure_attention(model, batches())
+    data = batches()
+    for one in data:
+        for sample in one['data_samples']:
+            labels = sample.gt_sem_seg.data
+            sample.gt_sem_seg = PixelData(data=labels.repeat_interleave(2, 1).repeat_interleave(3, 2))
+    torch.testing.assert_close(reports.measure_attention(model, data)[5].table, expected[5].table)
+    assert torch.isfinite(reports.prompt_space(model, data).prototypes).all()
 
 
 def test_maps_are_the_weights_of_the_patches(model):
