@@ -14,7 +14,8 @@ from .components import (
 )
 from .goals import GOALS, Goal, case_table, check_goals, goal_table, plot
 from .measure import Case, environment, measurement, peak_memory, ratio, time_rounds
-from .overview import run_overview
+from .overview import compiled_step, format_compiled, run_overview
+from .prediction import file_cases, format_prediction, prediction_cost, validation_cases
 from .profile import beyond_arithmetic, format_profile, profile_cases
 from .runner import PARTS, Options, fill_document, run_benchmark
 from .scale import counted_exchange, format_scale, large_trunk
@@ -36,6 +37,7 @@ __all__ = [
     'build_case',
     'case_table',
     'check_goals',
+    'compiled_step',
     'counted_exchange',
     'data_rate',
     'environment',
@@ -43,11 +45,14 @@ __all__ = [
     'evaluation_cost',
     'exchange',
     'exchanged_bytes',
+    'file_cases',
     'fill_document',
     'format_assignment',
+    'format_compiled',
     'format_data',
     'format_evaluation',
     'format_guidance',
+    'format_prediction',
     'format_profile',
     'format_scale',
     'goal_table',
@@ -57,6 +62,7 @@ __all__ = [
     'measurement',
     'peak_memory',
     'plot',
+    'prediction_cost',
     'profile_cases',
     'ratio',
     'ring_seconds',
@@ -64,5 +70,6 @@ __all__ = [
     'run_overview',
     'time_rounds',
     'trunk_cost',
+    'validation_cases',
     'workers',
 ]

@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     add('--head', action='store_true', help='trunk: the same light head behind every case')
     add('--only', nargs='+', choices=CASES, metavar='CASE', help='trunk, profile: these cases')
     add('--no-memory', dest='memory', action='store_false', help='trunk: time only')
-    add('--image', type=int, nargs=2, default=default.image, help='evaluation: height, width')
+    add('--image', type=int, nargs=2, default=default.image, help='evaluation, prediction: height, width')
     add('--slide-batch', type=int, nargs='+', default=default.slide_batch, help='evaluation: windows at a time')
     add('--ranks', type=int, default=default.ranks, help='assignment: gloo processes')
     add('--bandwidth', type=float, default=default.bandwidth, help='assignment: of the projection, GB/s per GPU')

@@ -100,10 +100,8 @@ def format_guidance(results: Mapping[str, Any]) -> str:
     )
 
 
-def segmentor(workload: Workload, kind: str = 'PromptedEncoderDecoder', **options: object) -> PromptedEncoderDecoder:
-    """A whole segmentor with a light head; the same weights for every kind and option."""
-    init_default_scope('mmseg')
-    torch.manual_seed(0)
+def segmentor_cfg(workload: Workload, kind: str = 'PromptedEncoderDecoder', **options: object) -> ConfigDict:
+    """Config of a whole segmentor with a light head."""
     backbone = dict(
         type='PromptedViT',
         arch=workload.arch,
@@ -115,10 +113,16 @@ def segmentor(workload: Workload, kind: str = 'PromptedEncoderDecoder', **option
         tuning='vpt_deep',
     )
     options = dict(test_cfg=dict(mode='whole')) | options
-    cfg = ConfigDict(
+    return ConfigDict(
         type=kind, backbone=backbone, decode_head=light_head(workload), **options
     )  # mmseg reads test_cfg.mode
-    return MODELS.build(cfg).to(workload.device)
+
+
+def segmentor(workload: Workload, kind: str = 'PromptedEncoderDecoder', **options: object) -> PromptedEncoderDecoder:
+    """The model of :func:`segmentor_cfg`; the same weights for every kind and option."""
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    return MODELS.build(segmentor_cfg(workload, kind, **options)).to(workload.device)
 
 
 def evaluation_case(workload: Workload, image: tuple[int, int], slide_batch: int) -> Case:

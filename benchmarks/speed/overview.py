@@ -133,19 +133,32 @@ def _memory(workload: Workload, name: str) -> list[Row]:
 
 
 def _compiled(workload: Workload, name: str, timed: Timed) -> list[Row]:
+    return [compiled_step(workload, name, timed, COMPILER[workload.device])]
+
+
+def compiled_step(workload: Workload, name: str, timed: Timed, backend: str) -> Row:
     """A compiled step against the same step, eager; ``compilation`` are the seconds of the first call."""
     torch._dynamo.reset()
     weights: dict[object, Any] = {}
     eager, case = (build_case(name, workload, weights) for _ in range(2))
-    case.model.compile(backend=COMPILER[workload.device])
+    case.model.compile(backend=backend)
     begin = time.monotonic()
     case()
     compilation = time.monotonic() - begin
     times = timed(dict(eager=eager, compiled=case))
-    row = dict(part=f'step, {COMPILER[workload.device]}', case=name, to='the same, eager', compilation=compilation)
+    row = dict(part=f'step, {backend}', case=name, to='the same, eager', compilation=compilation)
     measured = ratio(times['compiled'].times, times['eager'].times)
     seconds = times['compiled'].median
-    return [row | dict(seconds=seconds, iqr=times['compiled'].iqr, ratio=measured, images=workload.batch / seconds)]
+    return row | dict(seconds=seconds, iqr=times['compiled'].iqr, ratio=measured, images=workload.batch / seconds)
+
+
+def format_compiled(rows: Sequence[Row]) -> str:
+    """Results of :func:`compiled_step` as Markdown."""
+    lines = []
+    for row in rows:
+        against = f'{row["ratio"]["median"]:.3f} (IQR {row["ratio"]["iqr"]:.3f})'
+        lines.append((row['part'], row['case'], row['seconds'], against, f'{row["compilation"]:.0f}'))
+    return table(('part', 'case', 's', 'against eager', 'first call, s of wall time'), lines)
 
 
 def _evaluation(workload: Workload, image: tuple[int, int], slide_batches: Sequence[int], timed: Timed) -> list[Row]:

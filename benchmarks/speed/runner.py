@@ -26,6 +26,8 @@ from .components import (
 )
 from .goals import case_table, check_goals, goal_table, plot
 from .measure import Timed, environment, time_rounds
+from .overview import COMPILED, compiled_step, format_compiled
+from .prediction import format_prediction, prediction_cost
 from .profile import format_profile, profile_cases
 from .scale import counted_exchange, format_scale, large_trunk, measured_step
 from .trunk import CASES, available_cases, trunk_cost
@@ -62,8 +64,9 @@ class Options:
         head: ``trunk``: the same light head behind every case.
         only: ``trunk``, ``profile``: only these cases.
         memory: ``trunk``: measure memory, too.
-        image: ``evaluation``: height and width in pixels.
+        image: ``evaluation``, ``prediction``: height and width in pixels.
         slide_batch: ``evaluation``: windows at a time.
+        compiler: ``compile``: backend of ``torch.compile``; on a CPU, inductor needs a C++ compiler.
         ranks: ``assignment``: gloo processes.
         bandwidth: ``assignment``: of the projection, in GB/s per GPU.
         config: ``data``: the config with the pipeline.
@@ -96,6 +99,7 @@ class Options:
     memory: bool = True
     image: Sequence[int] = (512, 683)
     slide_batch: Sequence[int] = (1, 2, 4)
+    compiler: str = 'inductor'
     ranks: int = 2
     bandwidth: float = 25.0
     config: str | Path = DATA_CONFIG
@@ -125,7 +129,7 @@ class Options:
     def quick(self) -> Options:
         """The same parts with a tiny trunk and two rounds, to show that they run."""
         small = replace(self, arch=['vit_tiny_patch16_224'], size=64, batch=[1], image=(64, 96))
-        small = replace(small, rounds=2, min_seconds=0.0, images=4, step_size=64)
+        small = replace(small, compiler='aot_eager', rounds=2, min_seconds=0.0, images=4, step_size=64)
         small = replace(small, counted_ranks=(), large='vit_tiny_patch16_224', large_size=64, large_batch=(1,))
         return replace(small, classes=(19, 150), patches=(16, 64), refreshed=(150,))
 
@@ -165,7 +169,7 @@ def _conditions(part: str, options: Options, machine: Mapping[str, Any]) -> str:
     attention = 'fused' if machine['fused_attention'] else 'written-out'
     text = f'{machine["device"]}, {machine["threads"]} threads; {attention} attention; {versions}; '
     text += f'{options.rounds} rounds{", CPU time" if options.cpu_time else ""}.'
-    if part in ('guidance', 'assignment', 'evaluation', 'profile'):
+    if part in ('guidance', 'assignment', 'evaluation', 'prediction', 'compile', 'profile'):
         workload = options.workload
         text += f' {workload.arch}, {workload.size}x{workload.size}, B={workload.batch}, {workload.dtype}.'
     return text
@@ -207,6 +211,17 @@ def _evaluation(options: Options, save: Save) -> None:
     save('evaluation', results, format_evaluation(results))
 
 
+def _prediction(options: Options, save: Save) -> None:
+    height, width = options.image
+    results = prediction_cost(options.workload, (height, width), options.timed)
+    save('prediction', results, format_prediction(results))
+
+
+def _compile(options: Options, save: Save) -> None:
+    rows = [compiled_step(options.workload, name, options.timed, options.compiler) for name in COMPILED]
+    save('compile', rows, format_compiled(rows))
+
+
 def _data(options: Options, save: Save) -> None:
     cfg = load_config(options.config, options.cfg_options)
     check_data_roots(cfg)
@@ -237,6 +252,8 @@ PARTS: dict[str, Callable[[Options, Save], None]] = dict(
     guidance=_guidance,
     assignment=_assignment,
     evaluation=_evaluation,
+    prediction=_prediction,
+    compile=_compile,
     data=_data,
     profile=_profile,
     scale=_scale,

@@ -6,6 +6,7 @@ import math
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import oracles
 import pytest
@@ -95,8 +96,10 @@ TUNED = {
     'DA-VPT': DEPTH * 20 * DIMS,
     'gated DA-VPT': DEPTH * (20 * DIMS + 1),
     'gated DA-VPT, bfloat16 trunk': DEPTH * (20 * DIMS + 1),
+    'gated DA-VPT, int8 trunk': DEPTH * (20 * DIMS + 1),
     'gated DA-VPT, last third': 2 * (20 * DIMS + 1),
     'gated DA-VPT, last third, bfloat16 trunk': 2 * (20 * DIMS + 1),
+    'gated DA-VPT, last third, int8 trunk': 2 * (20 * DIMS + 1),
     'DA-VPT+': DEPTH * (20 * DIMS + 2 * DIMS),
     'residual DA-VPT': DEPTH * 2 * 20 * DIMS,
     'residual DA-VPT, last third': 2 * 2 * 20 * DIMS,
@@ -123,7 +126,7 @@ def test_trainable_parameters_get_gradients_and_nothing_else_changes(head):
     workload = Workload('test_vit', size=64, batch=1, classes=7, head=head)
     weights, heads = {}, []
     cases = {name: build_case(name, workload, weights) for name in benchmark.available_cases()}
-    assert len(weights) == 3  # timm's, in two types, and mmseg's
+    assert len(weights) == 4  # timm's, in three types, and mmseg's
     before = [value.clone() for state in weights.values() for value in state.values()]
     for name, case in cases.items():
         tuned = [p for p in case.model.parameters() if p.requires_grad]
@@ -376,6 +379,21 @@ def test_guidance_and_windows_do_the_work_that_is_timed():
     assert len(actual.unique()) > 1
 
 
+@pytest.mark.parametrize('mode', ['whole', 'slide'])
+def test_validation_and_files_do_the_work_that_is_timed(mode, tmp_path):
+    """This project and mmseg predict the same classes; masks and overlays are written."""
+    workload, size = Workload('test_vit', size=32, classes=7), (64, 80)
+    predicted = [work() for work in benchmark.validation_cases(workload, size, mode).values()]
+    assert predicted[0].shape == (1, *size) and torch.equal(*predicted)
+    for work in benchmark.file_cases(workload, size, mode, tmp_path).values():
+        work()
+    for index in range(4):
+        paths = [tmp_path / folder / f'{index}.png' for folder in ('mmseg', 'ours/masks')]
+        masks = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths]
+        assert (masks[0] == masks[1]).all() and len(np.unique(masks[0])) > 1
+        assert (tmp_path / f'overlays/{index}.jpg').exists() and (tmp_path / f'ours/overlays/{index}.jpg').exists()
+
+
 def test_a_profile_names_the_operators_of_a_case():
     step, inference = 'VPT-Deep k/v, M=20', '20 prompts, inference'
     profiles = benchmark.profile_cases(Workload('test_vit', size=64), [step, inference], calls=2)
@@ -442,6 +460,8 @@ CONTENTS = dict(
     guidance=['Fitted', 'share of a VPT-Deep step'],
     assignment=['gloo ranks', '**A projection, not measured**', '512 GPUs'],
     evaluation=['2000 images', 'estimated'],
+    prediction=['tools/infer.py', 'whole', 'slide'],
+    compile=['step, aot_eager', 'full tuning'],
     data=['workers needed'],
     profile=['aten::addmm', 'all others', 'beyond products'],
     scale=['Arithmetic from the shapes', 'full tuning, float32'],
