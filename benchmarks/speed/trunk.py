@@ -135,7 +135,7 @@ def stock_prompted(workload: Workload, num: int = 20) -> PromptTokens:
     return PromptTokens(model, model.layers, num, workload.dims)
 
 
-BFLOAT16, INT8 = 'bfloat16', 'int8'
+BFLOAT16 = 'bfloat16'
 RESIDUAL: dict[str, Any] = dict(residual_prompts={})  # random prompts: the prototype start costs nothing in a step
 # The guidance of guided cases; the defaults of the class are the paper's. DA-VPT: the paper's method. Gated DA-VPT: the
 # recipe of configs/.
@@ -162,16 +162,10 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
     'DA-VPT': (prompted, dict(tuning='davpt'), 'paper'),
     'gated DA-VPT': (prompted, dict(tuning='davpt', gate=True), 'gated'),
     'gated DA-VPT, bfloat16 trunk': (prompted, dict(tuning='davpt', gate=True, trunk_dtype=BFLOAT16), 'gated'),
-    'gated DA-VPT, int8 trunk': (prompted, dict(tuning='davpt', gate=True, trunk_dtype=INT8), 'gated'),
     'gated DA-VPT, last third': (prompted, dict(tuning='davpt', gate=True, last=3), 'gated'),
     'gated DA-VPT, last third, bfloat16 trunk': (
         prompted,
         dict(tuning='davpt', gate=True, last=3, trunk_dtype=BFLOAT16),
-        'gated',
-    ),
-    'gated DA-VPT, last third, int8 trunk': (
-        prompted,
-        dict(tuning='davpt', gate=True, last=3, trunk_dtype=INT8),
         'gated',
     ),
     'DA-VPT+': (prompted, dict(tuning='davpt_plus'), 'paper'),
@@ -237,7 +231,7 @@ def _share(model: nn.Module, weights: dict[object, Any]) -> None:
     kind = getattr(model, 'trunk_dtype', None)
     for module in model.modules():
         if isinstance(module, (*SUPPORTED, VisionTransformer)):
-            key = (type(module), kind) if kind in (BFLOAT16, INT8) else type(module)
+            key = (type(module), kind) if kind == BFLOAT16 else type(module)
             module.load_state_dict(weights.setdefault(key, module.state_dict()), assign=True)
 
 

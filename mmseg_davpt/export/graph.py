@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..models import PromptedViT
-from ..trunks.int8 import restore_float32
 from ..tuning import DeepPrompts
 from ..tuning.attention import JoinedPrompts
 from ..tuning.block import TunedBlock
@@ -48,9 +47,7 @@ class SegmentationGraph(nn.Module):
     def __init__(self, model: EncoderDecoder, normalize: bool = True) -> None:
         super().__init__()
         _require_exportable(model)
-        model = revert_sync_batchnorm(deepcopy(model)).cpu().eval().requires_grad_(False)
-        restore_float32(model.backbone.trunk)
-        model.float()
+        model = revert_sync_batchnorm(deepcopy(model)).cpu().float().eval().requires_grad_(False)
         self.backbone: PromptedViT = model.backbone
         self.backbone.trunk_dtype = 'float32'  # as its weights are now: no autocast
         self.neck = model.neck if model.with_neck else nn.Identity()

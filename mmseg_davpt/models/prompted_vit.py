@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..options import check_bool, check_choice, check_integers, check_mapping, wrong
 from ..trunks import build_trunk, resolve_blocks
-from ..trunks.int8 import named_weights
 from ..tuning import (
     TOKEN_GRID,
     BlockActivations,
@@ -63,7 +62,6 @@ class PromptedViT(BaseModule):
         trunk_dtype: ``'float32'``, ``'bfloat16'``, or ``'float16'`` (GPUs only): type in which frozen weights of linear
             and convolutional layers are stored, and of the autocast in which the trunk runs. The maps are those of
             autocast with float32 weights, bit for bit, in less memory and without a cast of weights in each step.
-            ``'int8'``: as ``'bfloat16'``, but weights of linear layers are rounded to int8, with a scale per output.
             Trainable parameters, norms, the residual stream and the guidance stay float32. Gradients of float16 need a
             scaler (``AmpOptimWrapper``).
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH)`` is the same as ``pretrained=PATH``.
@@ -134,7 +132,7 @@ class PromptedViT(BaseModule):
         for index in range(self.depth if with_cp else 0):
             tune_block(self.trunk, index).with_cp = True
         self.trunk_dtype = trunk_dtype
-        store_frozen(self.trunk, trunk_dtype)
+        store_frozen(self.trunk, TRUNK_DTYPES[trunk_dtype])
 
     @property
     def _methods(self) -> dict[str, TuningMethod]:
@@ -289,7 +287,7 @@ class PromptedViT(BaseModule):
 
     def frozen_state(self) -> dict[str, Tensor]:
         """Tensors of the trunk that are frozen and that an output depends on, timm name -> tensor."""
-        parameters = dict(named_weights(self.trunk))
+        parameters = dict(self.trunk.named_parameters())
         frozen = {
             name
             for name in used_parameters(self.trunk, self.depth, self.norm_outputs)

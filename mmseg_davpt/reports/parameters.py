@@ -9,8 +9,6 @@ import torch
 from mmseg.registry import MODELS
 from torch import nn
 
-from ..trunks.int8 import named_weights
-
 HEADS = ('neck', 'heads', 'other')
 
 
@@ -42,7 +40,7 @@ def count_parameters(model: nn.Module) -> dict[str, tuple[int, int]]:
     if hasattr(backbone, 'trainable_parameters'):
         methods = {id(parameter): method for _, method, parameter in backbone.trainable_parameters()}
     table = {part: [0, 0] for part in (*getattr(backbone, 'tuned', {}), 'frozen trunk', *HEADS)}
-    for name, parameter in named_weights(model):
+    for name, parameter in model.named_parameters():
         row = table[methods.get(id(parameter)) or _part(name)]
         row[0] += parameter.numel() * parameter.requires_grad
         row[1] += parameter.numel()
@@ -69,7 +67,7 @@ def _part(name: str) -> str:
 def format_report(model: nn.Module) -> str:
     """A table of :func:`count_parameters`, with the trainable share of the pretrained trunk and of the whole model."""
     counts = count_parameters(model)
-    trunk = sum(parameter.numel() for name, parameter in named_weights(model) if name.startswith('backbone.trunk.'))
+    trunk = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith('backbone.trunk.'))
     whole = sum(every for _, every in counts.values())
     rows = [('part', 'trainable', 'all', '% of trunk', '% of model')]
 

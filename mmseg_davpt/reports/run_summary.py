@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from ..packaged import tool_command
-from ..trunks.int8 import named_weights
 from .parameters import count_trainable
 
 _WIDTH = 118
@@ -110,7 +109,7 @@ def start_lines(
 def _model_rows(model: nn.Module) -> list[tuple[str, str]]:
     backbone: Any = model.backbone
     trunk = getattr(backbone, 'trunk', backbone)
-    size = sum(parameter.numel() for _, parameter in named_weights(trunk))
+    size = sum(parameter.numel() for parameter in trunk.parameters())
     name = getattr(backbone, 'arch', type(backbone).__name__)
     rows = [('Trunk', f'{name}, {size / 1e6:.1f} M parameters; weights: {_source(backbone)}')]
     if check := getattr(backbone, 'weights_check', ''):

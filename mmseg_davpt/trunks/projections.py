@@ -10,8 +10,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .int8 import Int8Linear
-
 QKV = ('q', 'k', 'v')
 
 
@@ -30,8 +28,6 @@ def project(attn: nn.Module, part: str, x: Tensor) -> Tensor:
         Projected tokens, ``(..., D)``.
     """
     layer, rows = _layer(attn, part)
-    if isinstance(layer, Int8Linear):
-        return layer.project(x, rows, _bias(attn, part))
     weight = layer.weight  # once: a parametrization computes it on each access
     if isinstance(weight, Tensor):
         return F.linear(x, weight[rows], _bias(attn, part))
@@ -41,9 +37,7 @@ def project(attn: nn.Module, part: str, x: Tensor) -> Tensor:
 
 
 def projection(attn: nn.Module, part: str) -> tuple[Tensor, Tensor | None]:
-    """Return the weight ``(D, D)`` and the bias ``(D,)``, if any, of one projection.
-
-    They are views, but for the weight of an :class:`~mmseg_davpt.trunks.int8.Int8Linear`, which is a copy in bfloat16.
+    """Return the weight ``(D, D)`` and the bias ``(D,)``, if any, of one projection; views, no copies.
 
     Args:
         attn: An attention module of a supported trunk, not quantised.

@@ -12,7 +12,6 @@ from torch import nn
 
 from ..options import check_mapping
 from ..trunks import Trunk
-from ..trunks.int8 import named_weights
 from .base import TUNING_METHODS, Preset, TuningMethod
 from .blocks import STEM
 
@@ -144,7 +143,7 @@ def used_parameters(trunk: Trunk, depth: int, norm_outputs: bool) -> set[str]:
             return int(rest[0]) < depth
         return norm_outputs if root == 'norm' else root in STEM
 
-    return {name for name, _ in named_weights(trunk) if is_used(name)}
+    return {name for name, _ in trunk.named_parameters() if is_used(name)}
 
 
 def freeze_except(trunk: Trunk, names: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Frozen matrices of a trunk in half precision or int8, and the digests of their values before the cast."""
+"""Frozen matrices of a trunk in half precision, and the digests of their values before the cast."""
 
 from __future__ import annotations
 
@@ -7,41 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..trunks.int8 import store_int8
 from .fingerprint import tensor_digest
 
-# Choice of trunk_dtype -> type of autocast, and of frozen tensors that are not stored in int8.
-TRUNK_DTYPES = {
-    'float32': torch.float32,
-    'bfloat16': torch.bfloat16,
-    'float16': torch.float16,
-    'int8': torch.bfloat16,
-}
+TRUNK_DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 HALF = (torch.bfloat16, torch.float16)
 # In a state dict behind the trunk's prefix: digests for tensors that were cast before they were saved.
 DIGESTS = 'file_digests'
 
 
-def store_frozen(trunk: nn.Module, trunk_dtype: str) -> None:
+def store_frozen(trunk: nn.Module, dtype: torch.dtype) -> None:
     """Convert the frozen weights and biases of linear and convolutional layers, in place.
 
     These are all but about 1 % of a trunk. Norms, LayerScale, tokens and position tables stay float32, as under
-    autocast. With ``'int8'``, weights of linear layers become int8 and the others bfloat16
-    (:class:`~mmseg_davpt.trunks.int8.Int8Linear`). ``trunk.file_digests`` receives the digest of each converted tensor
-    as it is loaded, before the cast.
+    autocast. ``trunk.file_digests`` receives the digest of each converted tensor as it is loaded, before the cast.
 
     Args:
         trunk: A timm ViT.
-        trunk_dtype: A key of :data:`TRUNK_DTYPES`; with ``'float32'`` nothing is converted.
+        dtype: A type of :data:`TRUNK_DTYPES`; with float32 nothing is converted.
     """
     trunk.file_digests = {}  # type: ignore[assignment]  # torch types attributes of modules as tensors and modules
     trunk.register_load_state_dict_pre_hook(_note_digests)
-    if trunk_dtype == 'int8':
-        store_int8(trunk)
     for module in trunk.modules():
         for parameter in module._parameters.values() if isinstance(module, (nn.Linear, nn.Conv2d)) else ():
             if parameter is not None and not parameter.requires_grad:
-                parameter.data = parameter.data.to(TRUNK_DTYPES[trunk_dtype])
+                parameter.data = parameter.data.to(dtype)
 
 
 def _note_digests(trunk: Any, state: dict[str, Any], prefix: str, *_: object) -> None:

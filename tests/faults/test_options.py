@@ -89,7 +89,7 @@ VIT = dict(
     with_cp=BOOL,
     drop_path_rate=SHARE + NONE,
     allow_random=BOOL,
-    trunk_dtype=[*CHOICE, 'int4', 'half', 'bf16', torch.bfloat16],
+    trunk_dtype=[*CHOICE, 'int8', 'half', 'bf16', torch.bfloat16],
     init_cfg=[5, 'x', True, dict(type='Pretrained'), dict(type='Pretrained', checkpoint=5)],
 )
 GUIDANCE = dict(

@@ -1,10 +1,11 @@
 """The lines before and after a training: what they say, and how many there are."""
 
+from types import SimpleNamespace
+
 import timm
 from conftest import segmentor_cfg
 from mmseg.registry import MODELS
 from safetensors.torch import save_file
-from torch import nn
 
 from mmseg_davpt.reports.run_summary import GroupRate, Progress, Validation, end_lines, start_lines
 from mmseg_davpt.weights.formats import write_hash
@@ -75,8 +76,10 @@ def test_it_says_whether_the_weights_were_checked(tmp_path):
 
 
 def test_a_stock_backbone_has_a_summary_too():
-    model = nn.Module()
-    model.backbone = MODELS.build(dict(type='ResNetV1c', depth=18, num_stages=4, strides=(1, 2, 2, 2)))
+    model = SimpleNamespace(
+        backbone=MODELS.build(dict(type='ResNetV1c', depth=18, num_stages=4, strides=(1, 2, 2, 2))),
+        named_parameters=lambda: [],
+    )
     text = '\n'.join(start_lines({}, model, dict(training=_Dataset(3)), [], Progress(0, 10, 3), 1))
     assert 'ResNetV1c' in text
 

@@ -282,18 +282,6 @@ class TestPrecision:
         with torch.no_grad():
             assert_close(half.eval()(x), half(x), rtol=0, atol=0)
 
-    def test_int8_trunk_is_a_bfloat16_trunk_with_rounded_weights(self, trunk, tuning):
-        model = perturb(build(trunk, tuning, trunk_dtype='int8')).train()
-        half = build(trunk, tuning, seed=4, trunk_dtype='bfloat16').train()
-        half.load_state_dict(model.state_dict())
-        x = images(model)
-        assert_close(model(x), half(x), rtol=0, atol=0)
-        found, expected = gradients(model, x), gradients(half, x)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            assert found[name].dtype == torch.float32
-            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
-
     @pytest.mark.parametrize('mode', [True, False])
     def test_functional_call_uses_the_given_parameters(self, trunk, tuning, mode):
         """Also in eval mode without gradients, after prompts have cached their keys and values."""
