@@ -20,6 +20,5 @@ param_scheduler = [
 ]
 default_hooks = dict(checkpoint=dict(interval=250, max_keep_ckpts=1))
 custom_hooks = [
-    *(dict(hook, num_batches=50) if hook.type == 'PromptAssignmentHook' else hook for hook in _base_.custom_hooks),
-    dict(type='EMAHook', momentum=0.02),  # a moving average of the weights is validated and saved
+    dict(hook, num_batches=50) if hook.type == 'PromptAssignmentHook' else hook for hook in _base_.custom_hooks
 ]

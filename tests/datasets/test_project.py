@@ -260,7 +260,6 @@ class TestPlan:
         cfg = load_config('mmseg_davpt::davpt_upernet_miniscenes.py')
         resize, crop = cfg.train_dataloader.dataset.pipeline[3:5]
         warmup, decay = cfg.param_scheduler
-        average = next(hook for hook in cfg.custom_hooks if hook.type == 'EMAHook')
         found = dict(
             scale=resize.scale,
             ratio_range=resize.ratio_range,
@@ -269,7 +268,6 @@ class TestPlan:
             max_iters=cfg.train_cfg.max_iters,
             warmup=warmup.end,
             lr=cfg.optim_wrapper.optimizer.lr,
-            ema=average.momentum,
             dtype=cfg.optim_wrapper.dtype,
             interval=cfg.train_cfg.val_interval,
             test=cfg.model.test_cfg.mode,

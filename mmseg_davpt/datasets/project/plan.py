@@ -63,7 +63,6 @@ class Plan:
         max_iters: Iterations.
         warmup: Iterations in which the learning rate rises.
         lr: Learning rate of neck and head; that of the prompts is 1.25 times it.
-        ema: Share of the newest weights in the moving average that is validated and saved.
         dtype: Precision on a CPU: ``float32``, or ``auto`` for bfloat16 where the CPU has instructions for it.
         interval: Iterations between validations and checkpoints.
         test: ``whole`` or ``slide``.
@@ -77,7 +76,6 @@ class Plan:
     max_iters: Choice[int]
     warmup: Choice[int]
     lr: Choice[float]
-    ema: Choice[float]
     dtype: Choice[str]
     interval: Choice[int]
     test: Choice[str]
@@ -138,10 +136,6 @@ def make_plan(summary: DataSummary, images: int, machine: Machine) -> Plan:
         lr=Choice(
             4e-3 if iterations.value <= 4000 else 1e-3,
             'the rate of the short recipes' if iterations.value <= 4000 else 'a long training takes smaller steps',
-        ),
-        ema=Choice(
-            max(0.01, round(10 / iterations.value, 3)),
-            'a moving average of the weights, over a tenth of the training or 100 iterations, is validated and saved',
         ),
         dtype=Choice(
             'float32' if gpu else 'auto',

@@ -74,9 +74,7 @@ param_scheduler = [
 train_cfg = dict(max_iters=max_iters, val_interval=interval)
 default_hooks = dict(checkpoint=dict(interval=interval, max_keep_ckpts=1, save_best='mIoU'))
 custom_hooks = [
-    *(dict(hook, num_batches={batches}) if hook.type == 'PromptAssignmentHook' else hook
-      for hook in _base_.custom_hooks),
-    dict(type='EMAHook', momentum=ema),  # averages the weights
+    dict(hook, num_batches={batches}) if hook.type == 'PromptAssignmentHook' else hook for hook in _base_.custom_hooks
 ]
 """
 
