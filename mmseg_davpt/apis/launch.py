@@ -77,6 +77,8 @@ def enable_amp(cfg: Config) -> None:
         ValueError: Without a GPU, ``optim_wrapper.dtype`` is not bfloat16.
     """
     wrapper = cfg.optim_wrapper
+    if wrapper.type == 'CpuAmpOptimWrapper' and wrapper.get('dtype') in ('auto', 'float32'):  # --amp asks for more
+        wrapper.pop('dtype')
     if torch.cuda.is_available():
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')

@@ -66,7 +66,7 @@ def run_multi_scale(runner: Runner, cfg: Config) -> dict[str, Any]:
     runner.model = MODELS.build({**cfg.tta_model, 'module': model})
     loader = deepcopy(cfg.test_dataloader)
     loader.dataset.pipeline = cfg.tta_pipeline
-    loop = TestLoop(runner, loader, cfg.test_evaluator, fp16=cfg.test_cfg.get('fp16', False))
+    loop = TestLoop(runner, loader, cfg.test_evaluator, fp16=runner.test_loop.fp16)
     return _results(cfg.model.test_cfg, cfg.tta_pipeline, loop.run(), loop.evaluator)
 
 

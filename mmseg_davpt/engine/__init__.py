@@ -9,6 +9,7 @@ from .interrupts import stoppable
 from .metric import PerClassIoUMetric
 from .optim import CpuAmpOptimWrapper, TunedOptimWrapperConstructor
 from .pictures import PictureGridHook
+from .precision import CpuAmpTestLoop, CpuAmpValLoop, cpu_has_bfloat16
 from .record_hook import RunRecordHook
 from .screen import QuietRunner, open_screens
 from .summary_hook import RunSummaryHook
@@ -19,6 +20,8 @@ __all__ = [
     'AttentionMassHook',
     'ComparisonWriterHook',
     'CpuAmpOptimWrapper',
+    'CpuAmpTestLoop',
+    'CpuAmpValLoop',
     'MaskWriterHook',
     'ParamReportHook',
     'PerClassIoUMetric',
@@ -33,6 +36,7 @@ __all__ = [
     'TaskFileHook',
     'TrainingGuardHook',
     'TunedOptimWrapperConstructor',
+    'cpu_has_bfloat16',
     'open_screens',
     'stoppable',
 ]

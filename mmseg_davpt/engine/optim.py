@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 from torch import nn
@@ -15,16 +16,37 @@ from torch import nn
 from ..models import PromptedViT
 from ..options import check_integer, check_mapping, check_number
 from ..tuning import TUNING_METHODS
+from .precision import choose_cpu_dtype
 
 
 @OPTIM_WRAPPERS.register_module()
 class CpuAmpOptimWrapper(OptimWrapper):
-    """``OptimWrapper`` under bfloat16 autocast; mmengine's ``AmpOptimWrapper`` insists on an accelerator."""
+    """``OptimWrapper`` under autocast on a CPU; mmengine's ``AmpOptimWrapper`` insists on an accelerator.
+
+    Args:
+        dtype: ``'bfloat16'``; ``'auto'``: bfloat16 on a CPU that has instructions for it, float32 on others;
+            ``'float32'``: no autocast. It has no effect on a GPU, where modules run in float32.
+        **options: As for ``OptimWrapper``.
+
+    Attributes:
+        cpu_dtype: ``torch.bfloat16`` or ``torch.float32``.
+
+    Raises:
+        ValueError: Another ``dtype``.
+    """
+
+    def __init__(self, dtype: str = 'bfloat16', **options: Any) -> None:
+        super().__init__(**options)
+        self.cpu_dtype = choose_cpu_dtype(dtype)
+        if dtype == 'auto':
+            name, no = ('bfloat16', '') if self.cpu_dtype == torch.bfloat16 else ('float32', 'no ')
+            print_log(f'Precision on a CPU: {name}; this one has {no}instructions for bfloat16.', logger='current')
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Enter autocast around the forward."""
-        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+        half = self.cpu_dtype == torch.bfloat16
+        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16, enabled=half):
             yield
 
 

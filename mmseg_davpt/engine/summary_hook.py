@@ -158,7 +158,9 @@ def _start_lines(runner: Runner) -> list[str]:
         by_epoch=isinstance(runner.train_loop, EpochBasedTrainLoop),
         source=None if runner._load_from is None else str(runner._load_from),
     )
-    return start_lines(runner.cfg, _unwrapped(runner), datasets, learning_rates(runner), progress, images)
+    dtype = None if torch.cuda.is_available() else getattr(runner.optim_wrapper, 'cpu_dtype', None)
+    precision = '' if dtype is None else str(dtype).removeprefix('torch.')
+    return start_lines(runner.cfg, _unwrapped(runner), datasets, learning_rates(runner), progress, images, precision)
 
 
 def _checkpoints(runner: Runner) -> dict[str, str]:

@@ -62,6 +62,7 @@ def start_lines(
     rates: Sequence[GroupRate],
     progress: Progress,
     images_per_step: int,
+    precision: str = '',
 ) -> list[str]:
     """At most 12 lines about a training, each at most 118 characters long without its path.
 
@@ -72,6 +73,7 @@ def start_lines(
         rates: Of each part that is trained.
         progress: Where the training stands.
         images_per_step: Images in an iteration, of all ranks.
+        precision: Data type of the forward, if known.
     """
     classes = list(datasets['training'].metainfo.get('classes') or ())
     counts = ', '.join(f'{len(dataset)} {name}' for name, dataset in datasets.items())
@@ -93,7 +95,7 @@ def start_lines(
         (
             'Schedule',
             f'{progress.total} iterations = {epochs:.3g} epochs of {progress.per_epoch} iterations, '
-            f'{images_per_step} images each',
+            f'{images_per_step} images each' + (f', {precision}' if precision else ''),
         ),
         ('Rates', _fitting([_rate(rate) for rate in rates], _WIDTH - 13, '; ')),
         ('Validation', f'every {every} {unit}' if every else 'none'),

@@ -15,9 +15,11 @@ from PIL import Image
 from mmseg_davpt.apis import load_config
 from mmseg_davpt.apis.checks import check_config
 from mmseg_davpt.apis.project import init_project
+from mmseg_davpt.datasets.miniscenes.scenes import paint_scene
 from mmseg_davpt.datasets.project import (
     Machine,
     PairingError,
+    class_weights,
     make_plan,
     pair_files,
     read_classes,
@@ -194,6 +196,33 @@ def test_split_has_every_class(tmp_path):
     assert split_pairs(summary.pairs, table) == (train, val, _)
 
 
+class TestWeights:
+    def test_by_hand(self, tmp_path):
+        """9 pixels of one class, 4 of another, 36 ignored; the third class is in no mask."""
+        mask = np.array([0] * 9 + [1] * 4 + [255] * 36, np.uint8)[None]
+        summary = scan_data(*write_masks(tmp_path, mask, mask))
+        labels = read_labels(summary, ('a', 'b', 'c'), ())
+        mean = (9 * 1 / 3 + 4 * 1 / 2) / 13  # of 1 / sqrt(count) over the pixels
+        assert class_weights(summary.pairs, labels) == [round(1 / 3 / mean, 2), round(1 / 2 / mean, 2), 1.0]
+
+    def test_weights_of_very_rare_classes_are_bounded(self, tmp_path):
+        mask = np.zeros((200, 200), np.uint8)
+        mask[0, 0] = 1
+        summary = scan_data(*write_masks(tmp_path, mask, mask))
+        assert class_weights(summary.pairs, read_labels(summary, (), ())) == [1.0, 10.0]
+
+    @pytest.mark.slow
+    def test_of_make_train(self):
+        """The config of ``make train`` holds the weights of its training images."""
+        counts = np.sum(
+            [np.bincount(paint_scene((0, 0, index))[1].ravel(), minlength=17)[1:] for index in range(240)], 0
+        )
+        weights = 1 / np.sqrt(counts)
+        cfg = load_config('mmseg_davpt::davpt_upernet_miniscenes.py')
+        assert cfg.class_weight == pytest.approx(weights * counts.sum() / (weights * counts).sum(), abs=0.006)
+        assert cfg.model.decode_head.loss_decode.class_weight == cfg.class_weight
+
+
 class TestPlan:
     @pytest.fixture(scope='class')
     def summary(self, tmp_path_factory):
@@ -210,7 +239,7 @@ class TestPlan:
             epochs = [i * plan.batch_size.value / n for i, plan, n in zip(iterations, plans, numbers)]
             assert iterations == sorted(iterations) and epochs == sorted(epochs, reverse=True)
             assert iterations[0] >= low and high / 2 < iterations[-1] <= high
-            assert all(plan.warmup.value < plan.interval.value <= plan.max_iters.value // 5 for plan in plans)
+            assert all(plan.warmup.value < plan.interval.value <= plan.max_iters.value // 2 for plan in plans)
 
     def test_memory_bounds_the_batch(self, summary):
         sizes = [make_plan(summary, 100, Machine('cuda', memory * GIB, 8)).batch_size.value for memory in (2, 8, 24)]
@@ -219,9 +248,36 @@ class TestPlan:
     def test_sizes(self, summary):
         cpu, gpu = make_plan(summary, 100, CPU), make_plan(summary, 100, Machine('cuda', 24 * GIB, 8))
         assert cpu.scale.value == (853, 480) and gpu.scale.value == (1138, 640)
-        assert (cpu.crop.value, gpu.crop.value) == (280, 518)
-        assert cpu.test.value == 'slide'  # 853x480 has 5 times the pixels of a crop
+        assert (cpu.crop.value, gpu.crop.value) == (224, 518)
+        assert cpu.test.value == 'slide'  # 853x480 has 8 times the pixels of a crop
         assert all(choice.reason for choice in vars(cpu).values())
+        assert (cpu.dtype.value, gpu.dtype.value) == ('auto', 'float32')
+
+    def test_make_train_shows_what_a_project_gets(self, scenes):
+        """The config of ``make train`` has the settings that are chosen for its images on two CPU cores."""
+        data = scenes / 'seed0'
+        plan = make_plan(scan_data(data / 'images', data / 'annotations'), 240, CPU)
+        cfg = load_config('mmseg_davpt::davpt_upernet_miniscenes.py')
+        resize, crop = cfg.train_dataloader.dataset.pipeline[3:5]
+        warmup, decay = cfg.param_scheduler
+        found = dict(
+            scale=resize.scale,
+            ratio_range=resize.ratio_range,
+            crop=crop.crop_size[0],
+            batch_size=cfg.train_dataloader.batch_size,
+            max_iters=cfg.train_cfg.max_iters,
+            warmup=warmup.end,
+            lr=cfg.optim_wrapper.optimizer.lr,
+            dtype=cfg.optim_wrapper.dtype,
+            interval=cfg.train_cfg.val_interval,
+            test=cfg.model.test_cfg.mode,
+            workers=cfg.train_dataloader.num_workers,
+        )
+        assert found == {name: choice.value for name, choice in vars(plan).items()}
+        assert cfg.test_dataloader.dataset.pipeline[1].scale == resize.scale
+        assert cfg.default_hooks.checkpoint.interval == cfg.train_cfg.val_interval
+        assert crop.crop_size == cfg.model.data_preprocessor.size == (plan.crop.value,) * 2
+        assert decay.begin == warmup.end
 
 
 def test_the_schedule_follows_max_iters(tmp_path):
@@ -234,7 +290,7 @@ def test_the_schedule_follows_max_iters(tmp_path):
             cfg = load_config(path, {'train_cfg.max_iters': length})
             assert max(length, cfg.param_scheduler[-1].begin + 1) == cfg.param_scheduler[-1].end
     assert load_config('mmseg_davpt::davpt_upernet_ade20k.py').param_scheduler[-1].end == 160000
-    assert load_config('mmseg_davpt::davpt_upernet_miniscenes.py').param_scheduler[-1].end == 300
+    assert load_config('mmseg_davpt::davpt_upernet_miniscenes.py').param_scheduler[-1].end == 500
 
 
 TINY = """

@@ -1,6 +1,6 @@
 """A config for a folder of images and one of masks: pair and read them, choose settings, write the files."""
 
-from .labels import Labels, read_classes, read_labels
+from .labels import Labels, class_weights, read_classes, read_labels
 from .pairing import PairingError, pair_files
 from .plan import Choice, Machine, Plan, make_plan
 from .scan import DataSummary, Pair, scan_data
@@ -15,6 +15,7 @@ __all__ = [
     'Pair',
     'PairingError',
     'Plan',
+    'class_weights',
     'make_plan',
     'pair_files',
     'read_classes',

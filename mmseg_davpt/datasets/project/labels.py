@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from .scan import DataSummary, Value
+from .scan import DataSummary, Pair, Value
 
 IGNORED = 255
 LEVEL_GAP = 8  # ids that are all so far apart are gray levels, as in 0, 127, 255
+MAX_WEIGHT = 10.0  # of a class in the loss
 MAX_COLORS = 64  # without a list of classes; more are soft edges or photographs
 _SEPARATOR = r'[\s,;:]+'
 _NUMBERS = rf'(\d{{1,3}}){_SEPARATOR}(\d{{1,3}}){_SEPARATOR}(\d{{1,3}})'
@@ -35,6 +38,29 @@ class Labels:
     colors: tuple[Color, ...] = ()
     reduce_zero_label: bool = False
     rewrite: str = ''
+
+
+def class_weights(pairs: Iterable[Pair], labels: Labels) -> list[float]:
+    """Weight of each class in the loss, so that small and rare classes are learned in a short training.
+
+    Weights are proportional to ``1 / sqrt(share of the pixels)``, with mean 1 over the pixels, and at most 10.
+
+    Args:
+        pairs: The training pairs.
+        labels: The classes.
+
+    Returns:
+        A weight for each class; 1 for a class without pixels.
+    """
+    counts: Counter[int] = Counter()
+    for pair in pairs:
+        for value, number in pair.pixels.items():
+            counts[labels.table[value]] += number
+    counts.pop(IGNORED, None)
+    total = sum(counts.values())
+    mean = sum(math.sqrt(number / total) for number in counts.values())
+    weights = {index: 1 / (math.sqrt(number / total) * mean) for index, number in counts.items() if number}
+    return [min(round(weights.get(index, 1.0), 2), MAX_WEIGHT) for index in range(len(labels.classes))]
 
 
 def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:

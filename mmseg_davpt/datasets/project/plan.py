@@ -15,6 +15,7 @@ T = TypeVar('T')
 METHOD = 'davpt_gated'  # the preset of `tuning`
 ARCH = 'vit_small_patch14_dinov2'
 PATCH = 14
+SHORT = 360  # pixels; smaller images are enlarged
 GIB = 2**30
 
 
@@ -62,6 +63,7 @@ class Plan:
         max_iters: Iterations.
         warmup: Iterations in which the learning rate rises.
         lr: Learning rate of neck and head; that of the prompts is 1.25 times it.
+        dtype: Precision on a CPU: ``float32``, or ``auto`` for bfloat16 where the CPU has instructions for it.
         interval: Iterations between validations and checkpoints.
         test: ``whole`` or ``slide``.
         workers: Processes that load training images.
@@ -74,6 +76,7 @@ class Plan:
     max_iters: Choice[int]
     warmup: Choice[int]
     lr: Choice[float]
+    dtype: Choice[str]
     interval: Choice[int]
     test: Choice[str]
     workers: Choice[int]
@@ -96,11 +99,11 @@ def make_plan(summary: DataSummary, images: int, machine: Machine) -> Plan:
     width, height = summary.size
     short, long = min(width, height), max(width, height)
     limit = 640 if gpu else 480
-    new_short = min(max(short, 224), limit)
+    new_short = min(max(short, SHORT), limit)
     new_long = max(new_short, round(new_short * long / short))
     if short > limit:
         why = f'images are {width}x{height} (median): the short side shrinks to {limit}; more shows smaller objects'
-    elif short < 224:
+    elif short < SHORT:
         why = f'images are {width}x{height} (median): enlarged, as a patch of the trunk is {PATCH} pixels wide'
     else:
         why = f'images are {width}x{height} (median): their size is kept'
@@ -114,13 +117,13 @@ def make_plan(summary: DataSummary, images: int, machine: Machine) -> Plan:
         f'the short sides of the images differ by a factor of {spread:.1f}' + ('' if wide else ': moderate scaling'),
     )
 
-    side = min(518 if gpu else 280, new_short) // PATCH * PATCH
+    side = min(518 if gpu else 224, new_short) // PATCH * PATCH
     crop = Choice(side, f'{side // PATCH} patches; {"a GPU has time for large crops" if gpu else "small, for a CPU"}')
 
     batch_size = _batch_size(side, images, machine)
     iterations = _iterations(images, batch_size.value, gpu)
     warmup = min(max(iterations.value // 20, 10), 1500)
-    interval = max(iterations.value // 5, 1)
+    validations = 5 if gpu else 2
     area = new_short * new_long / side**2
     whole = area <= 4
     return Plan(
@@ -134,7 +137,14 @@ def make_plan(summary: DataSummary, images: int, machine: Machine) -> Plan:
             4e-3 if iterations.value <= 4000 else 1e-3,
             'the rate of the short recipes' if iterations.value <= 4000 else 'a long training takes smaller steps',
         ),
-        interval=Choice(interval, 'five times in the training; the best checkpoint by mIoU and the last one are kept'),
+        dtype=Choice(
+            'float32' if gpu else 'auto',
+            '--amp trains in mixed precision' if gpu else 'bfloat16 if the CPU has instructions for it, else float32',
+        ),
+        interval=Choice(
+            iterations.value // validations,
+            f'{validations} times in the training; the best checkpoint by mIoU and the last one are kept',
+        ),
         test=Choice(
             'whole' if whole else 'slide',
             f'an image has {area:.1f} times the pixels of a crop' + ('' if whole else ': windows as large as crops'),
@@ -172,7 +182,7 @@ def _batch_size(side: int, images: int, machine: Machine) -> Choice[int]:
 
 def _iterations(images: int, batch_size: int, gpu: bool) -> Choice[int]:
     """Small sets are seen more often: the number of crops grows with the root of the number of images."""
-    crops = (8000 if gpu else 3000) * math.sqrt(images / 200)
+    crops = (8000 if gpu else 2000) * math.sqrt(images / 200)
     epochs = min(max(crops / images, 4.0), 200.0)
     low, high = (500, 40000) if gpu else (200, 4000)
     iterations = min(max(round(epochs * images / batch_size, -2), low), high)

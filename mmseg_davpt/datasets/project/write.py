@@ -6,13 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from .labels import IGNORED, Labels
+from .labels import IGNORED, Labels, class_weights
 from .pairing import shared_length
 from .plan import METHOD, Plan
 from .scan import DataSummary, Pair, read_mask
@@ -22,7 +23,7 @@ TEMPLATE = """# {images} and {masks}: {train} training and {val} validation imag
 _base_ = [
     'mmseg_davpt::_base_/models/davpt-gated_upernet_vit-s14.py',
     'mmseg_davpt::_base_/datasets/own_masks.py',
-    'mmseg_davpt::_base_/schedules/adamw_cpu.py',
+    'mmseg_davpt::_base_/schedules/adamw_cpu_amp.py',
     'mmseg_davpt::_base_/default_runtime.py',
 ]
 classes = (
@@ -36,6 +37,7 @@ files = dict(
     reduce_zero_label={reduce_zero_label},
 )
 {choices}
+class_weight = {class_weight}  # in the loss: 1 / sqrt(share of the pixels), mean 1; None: all equal
 pretrained = {pretrained!r}  # DINOv2's ViT-S/14 stays frozen
 tuning = {tuning!r}  # what is trained in the trunk; others: docs/tuning.md
 # Nothing to edit below.
@@ -61,10 +63,10 @@ model = dict(
     data_preprocessor=dict(size=(crop, crop)),
     backbone=dict(pretrained=pretrained, tuning=tuning),
     guidance=dict(num_classes=len(classes)),
-    decode_head=dict(num_classes=len(classes)),
+    decode_head=dict(num_classes=len(classes), loss_decode=dict(class_weight=class_weight)),
     test_cfg={test_cfg},
 )
-optim_wrapper = dict(optimizer=dict(lr=lr))
+optim_wrapper = dict(dtype=dtype, optimizer=dict(lr=lr))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, begin=0, end=warmup),
     dict(type='PolyLR', power=0.9, eta_min=0.0, begin=warmup, by_epoch=False),  # to the end of the training
@@ -117,8 +119,7 @@ def write_project(
     test_cfg = "dict(mode='whole')"
     if plan.test.value == 'slide':
         test_cfg = "dict(mode='slide', crop_size=(crop, crop), stride=(crop * 2 // 3, crop * 2 // 3))"
-    names = ('scale', 'ratio_range', 'crop', 'batch_size', 'workers', 'max_iters', 'warmup', 'lr', 'interval')
-    choices = [(name, getattr(plan, name)) for name in names]
+    choices = [(field.name, getattr(plan, field.name)) for field in fields(plan) if field.name != 'test']
     test = f'# Test: {plan.test.value}, {plan.test.reason}.'
     text = TEMPLATE.format(
         images=summary.images, masks=summary.masks, train=len(split[0]), val=len(split[1]), number=len(labels.classes),
@@ -126,8 +127,8 @@ def write_project(
         palette=_format_palette(labels), img_path=summary.images.as_posix(), seg_map_path=masks.as_posix(),
         img_suffix=img_suffix, seg_map_suffix=seg_map_suffix, reduce_zero_label=reduce, lists=folder.as_posix(),
         choices='\n'.join([*(f'{name} = {choice.value!r}  # {choice.reason}' for name, choice in choices), test]),
-        pretrained=pretrained, tuning=METHOD, train_list=(folder / 'train.txt').as_posix(),
-        val_list=(folder / 'val.txt').as_posix(), test_cfg=test_cfg,
+        class_weight=class_weights(split[0], labels), pretrained=pretrained, tuning=METHOD,
+        train_list=(folder / 'train.txt').as_posix(), val_list=(folder / 'val.txt').as_posix(), test_cfg=test_cfg,
         batches=min(max(len(split[0]) // plan.batch_size.value, 1), 50),
     )  # fmt: skip
     path.write_text(text, encoding='utf-8')
