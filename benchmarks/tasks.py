@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,9 +31,9 @@ from safetensors.torch import save
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from benchmarks.speed import time_rounds
 from mmseg_davpt import TaskSegmenter
-from mmseg_davpt.tasks import describe_task, task_backbone, task_state, write_task
+from mmseg_davpt.tasks import describe_task, read_task, task_backbone, task_state, write_task
 from mmseg_davpt.tasks.file import SUFFIX
-from mmseg_davpt.tasks.mixture import mix_backbones
+from mmseg_davpt.tasks.mixture import can_mix, mix_backbones
 
 CONFIGS = {
     'ViT-S/14, light UPerNet': 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py',
@@ -99,14 +100,27 @@ def memory(tasks: list[str], trunk: str) -> list[str]:
     return lines
 
 
+def on_whole_images(tasks: list[str], folder: Path) -> list[str]:
+    """The same tasks, for images that are neither resized nor cut into windows: then two tasks can share a batch."""
+    paths = []
+    for index, task in enumerate(tasks):
+        info, tensors = read_task(task)
+        model = {**info.model, 'test_cfg': dict(mode='whole')}
+        paths.append(str(folder / f'{index}{SUFFIX}'))
+        write_task(paths[-1], replace(info, model=model, resize=None), tensors)
+    return paths
+
+
 def batches(tasks: list[str], trunk: str, rounds: int) -> list[str]:
     """Eight images of two tasks: in one call, one by one, and with two separate models."""
+    tasks = on_whole_images(tasks, Path(tempfile.mkdtemp()))
     segmenter = TaskSegmenter(trunk)
     for name, path in zip('ab', tasks):
         segmenter.add_task(name, path)
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(8)]
     names = list('abababab')
+    assert can_mix(*(segmenter._find(name).model for name in 'ab'))  # one pass through the trunk
     separate = {name: TaskSegmenter.load(path, trunk, name) for name, path in zip('ab', tasks)}
 
     def two_models() -> None:
