@@ -22,6 +22,7 @@ methods = {
     'head only': __without_prompts('frozen'),
     'VPT-Deep': __unguided('vpt_deep'),
     'gated DA-VPT': {},
+    'gated DA-VPT, a prompt per class': {__num: [20] * 11 + [11]},  # in the guided block
     'residual prompts': __unguided('vpt_residual'),
     'residual DA-VPT': {'model.backbone.tuning': 'davpt_residual'},
     'residual prompts + LoRA': __unguided(dict(_delete_=True, residual_prompts={}, lora=dict(rank=6)), num=10),
