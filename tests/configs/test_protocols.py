@@ -136,6 +136,7 @@ class TestCommand:
         path.write_text(f"""
 _base_ = {str(tiny_config)!r}
 model = dict(test_cfg=dict(mode='slide', crop_size=(240, 240), stride=(160, 80)))
+test_cfg = dict(type='TestLoop')  # in float32 on every CPU
 test_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU', 'mDice'])]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -178,7 +179,7 @@ tta_pipeline = [
         assert results['versions']['mmseg_davpt'] == mmseg_davpt.__version__
         assert results['versions']['torch'] == torch.__version__
         assert results['single_scale']['protocol'] == dict(
-            mode='slide', crop_size=[240, 240], stride=[160, 80], scales=[1.0], flip=False
+            mode='slide', crop_size=[240, 240], stride=[160, 80], scales=[[480, 360]], flip=False
         )
         assert results['multi_scale']['protocol'] == dict(
             results['single_scale']['protocol'], scales=[0.5, 1.0], flip=True
