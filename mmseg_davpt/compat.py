@@ -52,6 +52,7 @@ def apply() -> None:
     _silence_warnings()
     _silence_mmseg_import()
     _name_unreadable_images()
+    _weight_classes_beside_ignored_labels()
 
 
 def _require_openmmlab() -> None:
@@ -262,6 +263,28 @@ def _name_unreadable_images() -> None:
         return loaded
 
     LoadImageFromFile.transform = named
+
+
+def _weight_classes_beside_ignored_labels() -> None:
+    """Let mmseg's ``CrossEntropyLoss`` take ``class_weight`` where labels are ignored, as torch's does.
+
+    Reason: upstream looks up the weight of class 255; the fork fails with ``avg_non_ignore=True`` only.
+    End: when mmseg divides by the weights of the labels that count.
+    """
+    module: Any = importlib.import_module('mmseg.models.losses.cross_entropy_loss')
+    cross_entropy = module.cross_entropy
+    if hasattr(cross_entropy, '__wrapped__'):
+        return
+
+    @functools.wraps(cross_entropy)
+    def weighted(pred: torch.Tensor, label: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        weights, reduction = options.get('class_weight'), options.get('reduction', 'mean')
+        if weights is not None and options.get('avg_factor') is None and reduction == 'mean':
+            options['avg_factor'] = weights[label[label != options.get('ignore_index', -100)]].sum()
+        loss: torch.Tensor = cross_entropy(pred, label, *args, **options)
+        return loss
+
+    module.cross_entropy = weighted
 
 
 # What HistoryBuffer registers as statistics. Not read from its table, to which a checkpoint adds.

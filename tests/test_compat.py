@@ -13,6 +13,7 @@ from foreign_formats import hostile_objects
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmseg.models.losses import CrossEntropyLoss
 
 from mmseg_davpt import compat
 
@@ -147,6 +148,20 @@ def test_an_unknown_own_config_names_similar_ones(tmp_path):
     (tmp_path / 'c.py').write_text("_base_ = ['mmseg_davpt::davpt_upernet_ade.py']")
     with pytest.raises(FileNotFoundError, match=r'no config mmseg_davpt::davpt_upernet_ade\.py; known are davpt_uper'):
         Config.fromfile(tmp_path / 'c.py')
+
+
+@pytest.mark.parametrize('avg_non_ignore', [False, True])
+def test_class_weights_beside_ignored_labels(avg_non_ignore):
+    """As torch: a mean over the weights of the labels that count."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    labels[0, :2] = 255
+    weights = [0.5, 1.0, 3.0]
+    loss = CrossEntropyLoss(class_weight=weights, avg_non_ignore=avg_non_ignore)(logits, labels, ignore_index=255)
+    expected = torch.nn.functional.cross_entropy(logits, labels, torch.tensor(weights), ignore_index=255)
+    torch.testing.assert_close(loss, expected)
+    nothing = CrossEntropyLoss(class_weight=weights)(logits, torch.full_like(labels, 255), ignore_index=255)
+    assert nothing == 0
 
 
 def test_tuning_replaces_a_preset(tmp_path):
