@@ -9,9 +9,9 @@ PROMPTS="model.backbone.prompts.num=[20,20,20,20,20,20,20,20,20,20,20,16]"
 TRUNK=weights/vit_small_patch14_dinov2.safetensors
 RUN=work_dirs/davpt_upernet_miniscenes
 python tools/get_weights.py vit_small_patch14_dinov2
-python tools/train.py configs/davpt_upernet_miniscenes.py --cfg-options $PROMPTS train_cfg.max_iters=600 \
+python tools/train.py configs/davpt_upernet_miniscenes.py --cfg-options $PROMPTS \
     default_hooks.checkpoint.type=TaskFileHook
-python -m benchmarks.overview_picture configs/davpt_upernet_miniscenes.py $RUN/iter_600.task.safetensors \
+python -m benchmarks.overview_picture configs/davpt_upernet_miniscenes.py $RUN/iter_500.task.safetensors \
     data/miniscenes/seed0/images/validation/0006.jpg --trunk $TRUNK --classes tree road --cfg-options $PROMPTS
 """
 
