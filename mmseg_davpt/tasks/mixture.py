@@ -218,13 +218,13 @@ class MixedPrompts(JoinedPrompts):
     def attend(self, attention: TunedAttention, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Attention of all queries, ``(B, H, T + N, d)``."""
         outs = []
-        for part, *own in zip(self.parts, *(x.split(self.sizes) for x in (q, k, v))):
-            q, k, v = own
+        rows = zip(q.split(self.sizes), k.split(self.sizes), v.split(self.sizes))
+        for part, (q, k, v) in zip(self.parts, rows):
             outs.append(attention.attend(q, k, v, bias) if part is None else part.attend(attention, q, k, v, bias))
         return torch.cat(outs)
 
     def residual(self, attention: TunedAttention, q: Tensor) -> Tensor | None:
         """What the prompts add to the residual stream, ``(B, T + N, D)``."""
         rows = q.split(self.sizes)
-        parts = [None if part is None else part.residual(attention, own) for part, own in zip(self.parts, rows)]
-        return _join_rows(parts, [own.transpose(1, 2).flatten(2) for own in rows])
+        parts = [None if part is None else part.residual(attention, q) for part, q in zip(self.parts, rows)]
+        return _join_rows(parts, [q.transpose(1, 2).flatten(2) for q in rows])
