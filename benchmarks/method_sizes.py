@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import mmseg_davpt  # noqa: F401  (first: its shims)
 from mmseg_davpt.tasks import TaskFileError, task_backbone, task_state
 
-CONFIG = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
+CONFIG = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 METHODS = {
     'guided prompts': 'davpt_gated',
     'guided prompts and biases': 'davpt_gated_bias',

@@ -36,7 +36,7 @@ from mmseg_davpt.tasks.file import SUFFIX
 from mmseg_davpt.tasks.mixture import can_mix, mix_backbones
 
 CONFIGS = {
-    'ViT-S/14, light UPerNet': 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py',
+    'ViT-S/14, light UPerNet': 'configs/davpt-residual_vit-s14_upernet_300it_camvid-210x280.py',
     'ViT-B/16, UPerNet': 'configs/davpt_upernet_ade20k.py',
 }
 MB = 1e6

@@ -1,7 +1,7 @@
-# Gated DA-VPT on generated scenes, with a pretrained frozen ViT-S/14. `make train` runs it. The settings are those that
+# Residual DA-VPT on generated scenes, with a pretrained frozen ViT-S/14. `make train` runs it. The settings are those that
 # tools/init_project.py chooses for such images on two CPU cores.
 _base_ = [
-    './_base_/models/davpt-gated_upernet_vit-s14.py',
+    './_base_/models/davpt-residual_upernet_vit-s14.py',
     './_base_/datasets/miniscenes.py',
     './_base_/schedules/adamw_cpu_amp.py',
     './_base_/default_runtime.py',

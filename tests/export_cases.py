@@ -17,7 +17,7 @@ from mmseg.registry import MODELS
 from small_configs import shrink
 from torch import nn
 
-BASE = ROOT / 'configs/_base_/models/davpt-gated_upernet_vit-s14.py'
+BASE = ROOT / 'configs/_base_/models/davpt-residual_upernet_vit-s14.py'
 METHODS = {
     'prompts': dict(tuning='vpt_deep', prompts=dict(num=5)),
     'gated prompts': dict(tuning=dict(prompts=dict(gate=True, num=5))),

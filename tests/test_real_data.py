@@ -33,7 +33,7 @@ def test_real_weights_load_strictly():
 @needs_camvid
 def test_trains_on_real_images(tmp_path):
     tool(
-        'train', ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py',
+        'train', ROOT / 'configs/davpt-residual_vit-s14_upernet_300it_camvid-210x280.py',
         '--work-dir', tmp_path, '--cfg-options',
         f'data_root={CAMVID}', f'model.backbone.pretrained={WEIGHTS}', 'train_cfg.max_iters=3',
         'train_cfg.val_interval=9', 'default_hooks.logger.interval=1', 'custom_hooks.2.num_batches=2',

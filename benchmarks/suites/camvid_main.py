@@ -1,6 +1,6 @@
 # The main table, on the validation images. Each method has the rate that was chosen on the selection slice
 # (benchmarks/results/comparison.md).
-config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
+config = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 __num = 'model.backbone.prompts.num'

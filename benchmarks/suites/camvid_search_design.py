@@ -1,9 +1,10 @@
 # One change at a time in the recipe (gated DA-VPT), on the selection slice.
-config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
+config = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 __head, __rate = 1.6e-2, 2e-3
 common = {
     'optim_wrapper.optimizer.lr': __head,
     'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': __rate / __head,
+    'model.backbone.tuning': 'davpt_gated',
     'model.backbone.prompts.gate': True,
 }
 __num = 'model.backbone.prompts.num'

@@ -1,10 +1,11 @@
 # Gated prompts: effect of initialization, guidance, biases and rates. On the selection slice.
-config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
+config = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 common = {
     'optim_wrapper.optimizer.lr': __head,
     __lr_mult: 2e-3 / __head,
+    'model.backbone.tuning': 'davpt_gated',
     'model.backbone.prompts.gate': True,
     # The recipe before pairings were tried with gates (camvid_search_pairing.py).
     'model.guidance.sample_space': 'attn_out',

@@ -1,5 +1,5 @@
 # Pairing, weight, guided blocks and initialization without gates, on the selection slice, at VPT-Deep's best rate.
-config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
+config = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 __head, __rate = 1.6e-2, 2e-3
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 common = {

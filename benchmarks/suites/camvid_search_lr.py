@@ -1,6 +1,6 @@
 # Learning rates of the trainable parameters in the trunk: three per method, on the selection slice, one seed. The rate
 # of the head is the same for all methods; three rates of the head are tried without tuning the trunk.
-config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
+config = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 common = {'model.guidance': None, 'optim_wrapper.optimizer.lr': __head}
 __no_prompts = {'model.backbone.prompts': None}

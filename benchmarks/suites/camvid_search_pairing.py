@@ -1,9 +1,10 @@
 # Attention of the last block's patches to prompts, before and after training, for each pairing. On the selection slice.
-config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
+config = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 __head, __rate = 1.6e-2, 2e-3
 common = {
     'optim_wrapper.optimizer.lr': __head,
     'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': __rate / __head,
+    'model.backbone.tuning': 'davpt_gated',
     'custom_hooks': [
         dict(type='StepSeedHook'),
         dict(type='ParamReportHook'),

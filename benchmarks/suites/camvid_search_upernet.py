@@ -1,5 +1,5 @@
 # The learning rate of neck and UPerNet, on the selection slice: with a frozen trunk and with LoRA, one seed.
-config = 'configs/davpt-gated_vit-s14_upernet_400it_camvid-168x224.py'
+config = 'configs/davpt-residual_vit-s14_upernet_400it_camvid-168x224.py'
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 common = {
     'optim_wrapper.type': 'OptimWrapper',

@@ -1,6 +1,6 @@
 # mIoU of the ways to a cheaper step: frozen weights in bfloat16, and methods in late blocks only (docs/speed.md). Head,
 # rates and data are those of camvid_main.py, whose rows are the references with all blocks.
-config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
+config = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 common = {
     'optim_wrapper.optimizer.lr': __head,

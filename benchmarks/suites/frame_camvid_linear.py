@@ -1,6 +1,6 @@
 # Frame A of docs/results.md: CamVid (11 classes), linear head. The other frames take its methods. Rates were chosen on
 # the selection slice of this frame (camvid_search_lr.py, camvid_search_residual.py). In bfloat16: a CPU needs AVX-512.
-config = 'configs/davpt-gated_vit-s14_linear_400it_camvid-168x224.py'
+config = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 __head = 1.6e-2
 __lr_mult = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult'
 common = {
@@ -8,6 +8,7 @@ common = {
     __lr_mult: 2e-3 / __head,
 }
 __num = 'model.backbone.prompts.num'
+__gated = {'model.backbone.tuning': 'davpt_gated'}
 
 
 def __unguided(tuning: object, num: int = 20) -> dict:
@@ -21,10 +22,10 @@ def __without_prompts(tuning: str) -> dict:
 methods = {
     'head only': __without_prompts('frozen'),
     'VPT-Deep': __unguided('vpt_deep'),
-    'gated DA-VPT': {},
-    'gated DA-VPT, a prompt per class': {__num: [20] * 11 + [11]},  # in the guided block
+    'gated DA-VPT': __gated,
+    'gated DA-VPT, a prompt per class': {**__gated, __num: [20] * 11 + [11]},  # in the guided block
     'residual prompts': __unguided('vpt_residual'),
-    'residual DA-VPT': {'model.backbone.tuning': 'davpt_residual'},
+    'residual DA-VPT': {},
     'residual prompts + LoRA': __unguided(dict(_delete_=True, residual_prompts={}, lora=dict(rank=6)), num=10),
     'residual DA-VPT + LoRA': {
         'model.backbone.tuning': dict(_delete_=True, residual_prompts=dict(init='prototype'), lora=dict(rank=6)),

@@ -22,7 +22,7 @@ __no_prompts = {'model.backbone.prompts': None, 'model.guidance': None}
 methods = {
     'head only': {'model.backbone.tuning': 'frozen', **__no_prompts},
     'VPT-Deep': {'model.backbone.tuning': 'vpt_deep', **__num, 'model.guidance': None},
-    'gated DA-VPT': __num,
+    'residual DA-VPT': __num,
     'full': {'model.backbone.tuning': 'full', **__no_prompts, 'optim_wrapper.optimizer.lr': 1e-4},
 }
 seeds = (0, 1)

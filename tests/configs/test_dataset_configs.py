@@ -19,7 +19,7 @@ LEAVES = {
     name: next(path for path in sorted((ROOT / 'configs').glob('davpt*_upernet_*.py')) if f'_{name}' in path.stem)
     for name in SOURCES
 }
-OWN = ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_own-masks-280x280.py'
+OWN = ROOT / 'configs/davpt-residual_vit-s14_upernet_300it_own-masks-280x280.py'
 
 
 @pytest.mark.parametrize('path', BASES, ids=lambda path: path.stem)

@@ -143,7 +143,7 @@ def test_augreg_weights_have_their_own_statistics():
     pretrained = timm.get_pretrained_cfg(cfg.model.backbone.arch)
     assert [255 * value for value in pretrained.mean] == list(cfg.model.data_preprocessor.mean)
     assert [255 * value for value in pretrained.std] == list(cfg.model.data_preprocessor.std)
-    cfg = load_config(ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py')
+    cfg = load_config(ROOT / 'configs/davpt-residual_vit-s14_upernet_300it_camvid-210x280.py')
     pretrained = timm.get_pretrained_cfg(cfg.model.backbone.arch)
     assert [255 * value for value in pretrained.mean] == pytest.approx(list(cfg.model.data_preprocessor.mean))
     assert [255 * value for value in pretrained.std] == pytest.approx(list(cfg.model.data_preprocessor.std))
@@ -168,7 +168,7 @@ def test_optimizer_gives_prompts_their_own_rate():
 
 def test_data_root_reaches_every_loader(tmp_path):
     cfg = load_config(
-        ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py', {'data_root': str(tmp_path)}
+        ROOT / 'configs/davpt-residual_vit-s14_upernet_300it_camvid-210x280.py', {'data_root': str(tmp_path)}
     )
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.data_root == str(tmp_path)
@@ -177,7 +177,7 @@ def test_data_root_reaches_every_loader(tmp_path):
 def test_data_root_reaches_wrapped_datasets(tmp_path):
     path = tmp_path / 'repeated.py'
     path.write_text(f"""
-_base_ = {str(ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py')!r}
+_base_ = {str(ROOT / 'configs/davpt-residual_vit-s14_upernet_300it_camvid-210x280.py')!r}
 __inner = dict(type='CamVidDataset', data_root='data/camvid', pipeline=[])
 train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=3, dataset=__inner))
 """)

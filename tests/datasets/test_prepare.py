@@ -104,7 +104,7 @@ def test_pascal_context(server, tmp_path):
     root = prepare(served(server, 'pascal-context59', [tarred(images | lists), tarred(mats, 'w:gz')], counts), tmp_path)
     mask = read(root / 'SegmentationClassContext/2008_000001.png')
     assert [row[0] for row in mask] == [1, 59, 0, 0, 0, 0]
-    dataset = dataset_of('davpt-gated_vit-b16_upernet_160k_pascal-context59-480x480', root)
+    dataset = dataset_of('davpt-residual_vit-b16_upernet_160k_pascal-context59-480x480', root)
     assert [Path(dataset.get_data_info(index)['img_path']).stem for index in range(len(dataset))] == names[:2]
     assert dataset[0]['gt_seg_map'][:, 0].tolist() == [0, 58, 255, 255, 255, 255]
     assert dataset.metainfo['classes'][0] == 'aeroplane'
@@ -156,7 +156,7 @@ def test_cityscapes_by_hand(server, tmp_path):
     assert server.asked == []
     mask = read(root / 'gtFine/train/town/town_1_gtFine_labelTrainIds.png')
     assert [row[0] for row in mask] == [0, 18, 255, 255, 255, 255]
-    dataset = dataset_of('davpt-gated_vit-b16_upernet_160k_cityscapes-512x1024', root)
+    dataset = dataset_of('davpt-residual_vit-b16_upernet_160k_cityscapes-512x1024', root)
     assert len(dataset) == 2
     assert dataset[0]['gt_seg_map'][:3, 0].tolist() == [0, 18, 255]
     assert dataset.metainfo['classes'][0] == 'road'
@@ -191,7 +191,7 @@ def test_coco_stuff(server, tmp_path):
     assert [row[0] for row in read(root / 'annotations/val2017/000000000000_labelTrainIds.png')] == [0, 11, 170] + [
         255
     ] * 3
-    dataset = dataset_of('davpt-gated_vit-b16_upernet_160k_coco-stuff164k-512x512', root)
+    dataset = dataset_of('davpt-residual_vit-b16_upernet_160k_coco-stuff164k-512x512', root)
     assert len(dataset) == 2
     assert dataset[0]['gt_seg_map'].max() == 255
     assert len(dataset.metainfo['classes']) == 171
@@ -214,7 +214,7 @@ def test_camvid(server, tmp_path):
     assert [row[0] for row in read(root / 'annotations/val/a.png')] == [10, 255, 0, 0, 0, 0]
     assert read(root / 'images/test/a.jpg')[0][0] == [100, 100, 100]
     assert not (root / 'segnet').exists()
-    dataset = dataset_of('davpt-gated_vit-s14_upernet_300it_camvid-210x280', root)
+    dataset = dataset_of('davpt-residual_vit-s14_upernet_300it_camvid-210x280', root)
     assert dataset[0]['gt_seg_map'][:3, 0].tolist() == [10, 255, 0]
 
 
@@ -238,7 +238,7 @@ def test_loveda(server, tmp_path):
         archives.append(zipped(files))
     counts = {pattern: 4 if '/train/' in pattern else 2 for pattern in SOURCES['loveda'].counts}
     root = prepare(served(server, 'loveda', archives, counts), tmp_path)
-    dataset = dataset_of('davpt-gated_vit-b16_upernet_160k_loveda-512x512', root)
+    dataset = dataset_of('davpt-residual_vit-b16_upernet_160k_loveda-512x512', root)
     assert len(dataset) == 4
     assert dataset[0]['gt_seg_map'][0].tolist() == [255, 0, 1, 2, 3, 4, 5, 6]
 

@@ -30,7 +30,7 @@ from mmseg_davpt.datasets.miniscenes.canvas import CLASSES
 from mmseg_davpt.datasets.miniscenes.scenes import paint_scene
 from mmseg_davpt.datasets.sampling import Draw
 
-CAMVID = ROOT / 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py'
+CAMVID = ROOT / 'configs/davpt-residual_vit-s14_upernet_300it_camvid-210x280.py'
 
 
 def test_scenes_are_deterministic_and_differ():

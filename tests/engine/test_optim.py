@@ -10,7 +10,7 @@ from small_configs import shrink
 SCHEDULES = {
     'adamw_160k': 'configs/davpt_upernet_ade20k.py',
     'adamw_80k': 'configs/paper/davpt_vit-l16_setr-pup_80k_pascal-context59-480x480.py',
-    'adamw_cpu': 'configs/davpt-gated_vit-s14_upernet_300it_camvid-210x280.py',
+    'adamw_cpu': 'configs/davpt-residual_vit-s14_upernet_300it_camvid-210x280.py',
 }
 SEARCHED = 2e-3  # benchmarks/results/comparison.md: LoRA, AdaptFormer, biases, prompts on CamVid
 

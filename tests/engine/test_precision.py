@@ -82,6 +82,6 @@ def test_the_option_amp_asks_for_bfloat16(dtype):
 
 def test_comparisons_keep_bfloat16():
     """Their rows were measured with it, on any CPU."""
-    cfg = Config.fromfile(ROOT / 'configs/davpt-gated_vit-s14_upernet_400it_camvid-168x224.py')
+    cfg = Config.fromfile(ROOT / 'configs/davpt-residual_vit-s14_upernet_400it_camvid-168x224.py')
     assert cfg.optim_wrapper.type == 'CpuAmpOptimWrapper' and 'dtype' not in cfg.optim_wrapper
     assert cfg.test_cfg == dict(type='TestLoop', fp16=True)

@@ -121,7 +121,7 @@ def test_the_guidance_is_per_rank(tmp_path):
 # UPerNet with a neck and an auxiliary head, and the linear head, which has a norm of its own: SyncBN in all of them.
 WITH_BATCH_NORM = (
     'davpt_upernet_ade20k.py',
-    'heads/davpt-gated_vit-b16_linear_160k_ade20k-512x512.py',
+    'heads/davpt-residual_vit-b16_linear_160k_ade20k-512x512.py',
 )
 
 

@@ -21,7 +21,7 @@ from .scan import DataSummary, Pair, read_mask
 TEMPLATE = """# {images} and {masks}: {train} training and {val} validation images, {number} classes.
 # Written by tools/init_project.py; change what you like. Classes and ids: {table}
 _base_ = [
-    'mmseg_davpt::_base_/models/davpt-gated_upernet_vit-s14.py',
+    'mmseg_davpt::_base_/models/davpt-residual_upernet_vit-s14.py',
     'mmseg_davpt::_base_/datasets/own_masks.py',
     'mmseg_davpt::_base_/schedules/adamw_cpu_amp.py',
     'mmseg_davpt::_base_/default_runtime.py',

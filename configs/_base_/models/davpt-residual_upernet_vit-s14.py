@@ -1,4 +1,4 @@
-# Frozen ViT-S/14 in DINOv2 layout; gated DA-VPT with 20 prompts per block; a light UPerNet.
+# Frozen ViT-S/14 in DINOv2 layout; residual DA-VPT with 20 prompts per block; a light UPerNet.
 norm_cfg = dict(type='BN', requires_grad=True)
 data_preprocessor = dict(
     type='SegDataPreProcessor',
@@ -16,7 +16,7 @@ model = dict(
         arch='vit_small_patch14_dinov2',
         pretrained='weights/vit_small_patch14_dinov2.safetensors',  # tools/get_weights.py makes it
         out_indices=(2, 5, 8, 11),
-        tuning='davpt_gated',
+        tuning='davpt_residual',
         prompts=dict(num=20),
     ),
     guidance=dict(

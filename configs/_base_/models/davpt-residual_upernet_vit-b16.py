@@ -1,4 +1,4 @@
-# Frozen ViT-B/16, supervised on ImageNet-21k (augreg); gated DA-VPT with 20 prompts per block; UPerNet.
+# Frozen ViT-B/16, supervised on ImageNet-21k (augreg); residual DA-VPT with 20 prompts per block; UPerNet.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 data_preprocessor = dict(
     type='SegDataPreProcessor',
@@ -18,7 +18,7 @@ model = dict(
         pretrained=True,
         img_size=(512, 512),
         out_indices=(2, 5, 8, 11),
-        tuning='davpt_gated',  # prompts behind a gate that is zero at first, initialized with class prototypes
+        tuning='davpt_residual',  # prompts that start as class prototypes; their values start at zero
         prompts=dict(num=20),  # per block
     ),
     guidance=dict(  # the metric loss

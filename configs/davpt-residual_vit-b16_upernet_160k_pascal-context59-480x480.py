@@ -1,7 +1,7 @@
-# Gated DA-VPT for PASCAL Context: frozen ViT-B/16, guided prompts, UPerNet.
+# Residual DA-VPT for PASCAL Context: frozen ViT-B/16, guided prompts, UPerNet.
 # python tools/prepare_dataset.py pascal-context59
 _base_ = [
-    './_base_/models/davpt-gated_upernet_vit-b16.py',
+    './_base_/models/davpt-residual_upernet_vit-b16.py',
     './_base_/datasets/pascal_context59.py',
     './_base_/schedules/adamw_160k.py',
     './_base_/default_runtime.py',

@@ -1,6 +1,6 @@
 # The base of the comparisons on CCP: 33 classes, more than a block has prompts (docs/results.md).
 _base_ = [
-    './_base_/models/davpt-gated_linear_vit-s14.py',
+    './_base_/models/davpt-residual_linear_vit-s14.py',
     './_base_/datasets/ccp_224x168.py',
     './_base_/comparison_runtime.py',
     './_base_/schedules/adamw_400it_cpu.py',

@@ -1,6 +1,6 @@
-# The base of the comparisons on CamVid (docs/results.md).
+# The base of the comparisons with a light UPerNet on CamVid (docs/results.md).
 _base_ = [
-    './_base_/models/davpt-gated_linear_vit-s14.py',
+    './_base_/models/davpt-residual_upernet_vit-s14.py',
     './_base_/datasets/camvid_168x224.py',
     './_base_/schedules/adamw_400it_cpu.py',
     './_base_/comparison_runtime.py',

@@ -1,5 +1,5 @@
 # Frozen ViT-S/14; batch norm and one linear layer (DINOv2's linear protocol): results depend mostly on the trunk.
-_base_ = './davpt-gated_upernet_vit-s14.py'
+_base_ = './davpt-residual_upernet_vit-s14.py'
 model = dict(
     backbone=dict(out_indices=(11,)),
     neck=None,

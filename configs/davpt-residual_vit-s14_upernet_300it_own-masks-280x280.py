@@ -1,6 +1,6 @@
 # Your images and index masks: edit the five lines, then run tools/check_dataset.py and tools/train.py.
 _base_ = [
-    './_base_/models/davpt-gated_upernet_vit-s14.py',
+    './_base_/models/davpt-residual_upernet_vit-s14.py',
     './_base_/datasets/own_masks.py',
     './_base_/schedules/adamw_cpu.py',
     './_base_/default_runtime.py',
