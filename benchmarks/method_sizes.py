@@ -21,8 +21,8 @@ from mmseg_davpt.tasks import TaskFileError, task_backbone, task_state
 
 CONFIG = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 METHODS = {
-    'guided prompts': 'davpt_gated',
-    'guided prompts and biases': 'davpt_gated_bias',
+    'guided prompts, residual': 'davpt_residual',
+    'guided prompts, gated': 'davpt_gated',
     'LoRA': 'lora',
     'biases': 'bias',
     'full tuning': 'full',

@@ -77,7 +77,7 @@ def test_the_snippet_for_a_project_extends_it(tmp_path):
     init_default_scope('mmseg')
     model = MODELS.build(cfg.model)
     assert isinstance(model, mmseg_davpt.PromptedEncoderDecoder) and model.guidance is not None
-    assert model.backbone.tuning == 'davpt_gated'
+    assert model.backbone.tuning == 'davpt_residual'
 
 
 def test_the_version_is_the_same_everywhere():

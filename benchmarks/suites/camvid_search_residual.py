@@ -1,11 +1,9 @@
 # The form of residual DA-VPT (docs/method.md): one change at a time, on the selection slice, with the rates of the
-# methods that it is compared with. In float32: bfloat16 is emulated on CPUs without AVX-512 and takes ten times longer.
+# methods that it is compared with. In bfloat16: a CPU needs AVX-512.
 config = 'configs/davpt-residual_vit-s14_linear_400it_camvid-168x224.py'
 __head, __rate = 1.6e-2, 2e-3
 __keys = 'optim_wrapper.paramwise_cfg.custom_keys'
 common = {
-    'optim_wrapper.type': 'OptimWrapper',
-    'test_cfg.fp16': False,
     'optim_wrapper.optimizer.lr': __head,
     f'{__keys}.backbone.lr_mult': __rate / __head,
     'custom_imports.imports': ['mmseg_davpt', 'benchmarks.trials.residual_values'],

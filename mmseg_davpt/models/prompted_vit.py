@@ -54,7 +54,7 @@ class PromptedViT(BaseModule):
         prompts: Options of the prompts that ``tuning`` selects: ``num``, ``blocks``, ``init``, ``dropout``, ``gate``
             (:class:`~mmseg_davpt.tuning.DeepPrompts`). They override the preset's.
         norm_outputs: Apply the trunk's final norm to every output, as timm and DINOv2 do for dense heads.
-        tuning: What is trained in the trunk: a preset (``'vpt_deep'``, ``'davpt_gated'``, ``'lora'`` ...) or a dict,
+        tuning: What is trained in the trunk: a preset (``'vpt_deep'``, ``'davpt_residual'``, ``'lora'`` ...) or a dict,
             method name -> options. See :func:`~mmseg_davpt.tuning.resolve_tuning` and ``docs/tuning.md``.
         with_cp: Checkpoint the blocks (non-reentrant): less memory, the same gradients.
         drop_path_rate: Stochastic depth of blocks that are trained as a whole.

@@ -12,7 +12,7 @@ import torch
 from .scan import DataSummary
 
 T = TypeVar('T')
-METHOD = 'davpt_gated'  # the preset of `tuning`
+METHOD = 'davpt_residual'  # the preset of `tuning`
 ARCH = 'vit_small_patch14_dinov2'
 PATCH = 14
 SHORT = 360  # pixels; smaller images are enlarged
@@ -62,7 +62,7 @@ class Plan:
         batch_size: Crops per iteration.
         max_iters: Iterations.
         warmup: Iterations in which the learning rate rises.
-        lr: Learning rate of neck and head; that of the prompts is 1.25 times it.
+        lr: Learning rate of neck and head; that of the prompts and their values is half of it.
         dtype: Precision on a CPU: ``float32``, or ``auto`` for bfloat16 where the CPU has instructions for it.
         interval: Iterations between validations and checkpoints.
         test: ``whole`` or ``slide``.
