@@ -41,29 +41,29 @@ _TOKENS, _KV = 'VPT-Deep tokens, M={}', 'VPT-Deep k/v, M={}'
 GOALS = (
     Goal('20 prompts against none', 'seconds', '20 prompts, inference', 'timm trunk, inference', 1.02, 1.004),
     Goal(
-        '20 gated prompts against none',
+        '20 residual prompts against none',
         'seconds',
-        '20 gated prompts, inference',
+        '20 residual prompts, inference',
         'timm trunk, inference',
         1.02,
         1.004,
     ),
     Goal('DA-VPT against VPT-Deep', 'seconds', 'DA-VPT', _KV.format(20), 1.02, 1.0),
     Goal('DA-VPT against VPT-Deep', 'growth', 'DA-VPT', _KV.format(20), 1.02, 1.0),
-    Goal('gated DA-VPT against VPT-Deep', 'seconds', 'gated DA-VPT', _KV.format(20), 1.02, 1.0),
-    Goal('gated DA-VPT against VPT-Deep', 'growth', 'gated DA-VPT', _KV.format(20), 1.02, 1.0),
+    Goal('residual DA-VPT against VPT-Deep', 'seconds', 'residual DA-VPT', _KV.format(20), 1.02, 1.0),
+    Goal('residual DA-VPT against VPT-Deep', 'growth', 'residual DA-VPT', _KV.format(20), 1.02, 1.0),
     Goal(f'{_CONCATENATION}, M=100', 'seconds', _KV.format(100), _TOKENS.format(100), 0.94, 0.91),
     Goal(f'{_CONCATENATION}, M=100', 'growth', _KV.format(100), _TOKENS.format(100), 1.0),
     Goal(f'{_CONCATENATION}, M=20', 'growth', _KV.format(20), _TOKENS.format(20), 1.0),
     Goal(_FULL, 'seconds', 'DA-VPT', 'full tuning', 0.70, 0.67, _BASE),
     Goal(_FULL, 'growth', 'DA-VPT', 'full tuning', 0.65, None, _BASE),
     Goal(_FULL, 'growth_adamw', 'DA-VPT', 'full tuning', 0.45, None, _BASE),
-    Goal(_HALF, 'growth', 'gated DA-VPT, bfloat16 trunk', 'full tuning', 0.55, None, _BASE),
-    Goal(_HALF, 'growth_adamw', 'gated DA-VPT, bfloat16 trunk', 'full tuning', 0.35, None, _BASE),
-    Goal('bfloat16 against float32 trunk', 'seconds', 'gated DA-VPT, bfloat16 trunk', 'gated DA-VPT', 1.0),
+    Goal(_HALF, 'growth', 'residual DA-VPT, bfloat16 trunk', 'full tuning', 0.55, None, _BASE),
+    Goal(_HALF, 'growth_adamw', 'residual DA-VPT, bfloat16 trunk', 'full tuning', 0.35, None, _BASE),
+    Goal('bfloat16 against float32 trunk', 'seconds', 'residual DA-VPT, bfloat16 trunk', 'residual DA-VPT', 1.0),
     *(
         Goal(f'{name}: last {part} against all blocks', 'seconds', f'{name}, last {part}', name, most, limit)
-        for name in (_KV.format(20), 'LoRA', 'AdaptFormer')
+        for name in ('residual DA-VPT', 'LoRA', 'AdaptFormer')
         for part, most, limit in (('half', 0.8, 0.72), ('third', 0.6, 0.62))
     ),
     Goal(_STOCK, 'seconds', _KV.format(20), 'mmseg ViT, tokens, M=20', 1 / 1.3),

@@ -22,18 +22,18 @@ from .trunk import build_case
 from .workload import TINY, Workload
 
 PLAIN, FULL = 'timm trunk, inference', 'full tuning'
-INFERENCE = (PLAIN, '20 prompts, inference', '20 gated prompts, inference')
+INFERENCE = (PLAIN, '20 prompts, inference', '20 residual prompts, inference')
 STEPS = (
     FULL,
     'mmseg ViT, full',
     'VPT-Deep k/v, M=20',
-    'gated DA-VPT',
-    'gated DA-VPT, bfloat16 trunk',
-    'gated DA-VPT, last third, bfloat16 trunk',
+    'residual DA-VPT',
+    'residual DA-VPT, bfloat16 trunk',
+    'residual DA-VPT, last third, bfloat16 trunk',
 )
-COMPILED = (FULL, 'gated DA-VPT', 'gated DA-VPT, bfloat16 trunk')
+COMPILED = (FULL, 'residual DA-VPT', 'residual DA-VPT, bfloat16 trunk')
 COMPILER = dict(cuda='inductor', cpu='aot_eager')  # on a CPU it shows that a case compiles, not that it gets faster
-GOALS = {'20 gated prompts, inference': 1.02, 'gated DA-VPT, bfloat16 trunk': 0.9}
+GOALS = {'20 residual prompts, inference': 1.02, 'residual DA-VPT, bfloat16 trunk': 0.9}
 EVALUATION_GOAL = 1.5  # times mmseg's loop
 Row = dict[str, Any]  # part, case, seconds, iqr, ratio, ratio_iqr, to, memory, memory_adamw, images
 

@@ -42,7 +42,7 @@ EXCHANGED = [
 ]
 STEP_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 GPUS = (8, 64, 512)
-PROFILED = ['VPT-Deep k/v, M=20', 'gated DA-VPT', 'gated DA-VPT, bfloat16 trunk', 'full tuning']
+PROFILED = ['VPT-Deep k/v, M=20', 'residual DA-VPT', 'residual DA-VPT, bfloat16 trunk', 'full tuning']
 Save = Callable[[str, Any, str], None]  # part, results, Markdown
 
 

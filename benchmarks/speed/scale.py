@@ -33,7 +33,7 @@ from .workload import TINY, Workload, samples
 GB = 1e9
 KINDS = ('frozen', 'trainable', 'gradients', 'moments', 'activations')
 DEVICE_MEMORY = 24  # GB
-MEASURED = 'gated DA-VPT, bfloat16 trunk'  # the case of the measured step
+MEASURED = 'residual DA-VPT, bfloat16 trunk'  # the case of the measured step
 _CROP = 64  # pixels: the bytes do not depend on the size of images
 _ALL_REDUCE = dist.all_reduce
 
@@ -103,7 +103,7 @@ def _segmentor(config: str) -> nn.Module:
 
 
 def large_trunk(arch: str, size: int, batches: Sequence[int]) -> dict[str, Any]:
-    """Bytes of a training step of a trunk with 20 gated prompts per block, and of full tuning; nothing is computed.
+    """Bytes of a training step of a trunk with 20 residual prompts per block, and of full tuning; nothing is computed.
 
     Args:
         arch: timm name.
@@ -156,14 +156,11 @@ def measured_step(arch: str, size: int) -> dict[str, Any]:
     return dict(size=size, measured=measured, expected=sum(expected[kind] for kind in KINDS))
 
 
-def _prompts(**options: Any) -> dict[str, Any]:
-    return dict(tuning='vpt_deep', prompts=dict(num=20, gate=True, **options), out_indices=(-1,))
-
-
+_PROMPTS: dict[str, Any] = dict(tuning='vpt_residual', prompts=dict(num=20), out_indices=(-1,))
 LARGE: dict[str, dict[str, Any]] = {
-    'gated prompts, bfloat16 trunk': _prompts() | dict(trunk_dtype='bfloat16'),
-    'the same, with_cp': _prompts() | dict(trunk_dtype='bfloat16', with_cp=True),
-    'gated prompts, float32 trunk': _prompts(),
+    'residual prompts, bfloat16 trunk': _PROMPTS | dict(trunk_dtype='bfloat16'),
+    'the same, with_cp': _PROMPTS | dict(trunk_dtype='bfloat16', with_cp=True),
+    'residual prompts, float32 trunk': _PROMPTS,
     'full tuning, float32': dict(tuning='full', prompts=None, out_indices=(-1,)),
 }
 

@@ -137,10 +137,9 @@ def stock_prompted(workload: Workload, num: int = 20) -> PromptTokens:
 
 BFLOAT16 = 'bfloat16'
 RESIDUAL: dict[str, Any] = dict(residual_prompts={})  # random prompts: the prototype start costs nothing in a step
-# The guidance of guided cases; the defaults of the class are the paper's. DA-VPT: the paper's method. Gated DA-VPT: the
-# recipe of configs/.
+# The guidance of guided cases: the paper's, which are the defaults of the class, and that of the recipe of configs/.
 GUIDANCE: dict[str, dict[str, Any]] = dict(
-    paper={}, gated=dict(sample_space='query', prompt_space='key', center_prototypes=True)
+    paper={}, recipe=dict(sample_space='query', prompt_space='key', center_prototypes=True)
 )
 
 # Name -> the model, its options, and the work: inference, a step, or a step with one kind of guidance.
@@ -160,18 +159,18 @@ CASES: dict[str, tuple[Callable[..., nn.Module], Mapping[str, Any], str]] = {
     'VPT-Deep k/v, M=20, bfloat16 trunk': (prompted, dict(tuning='vpt_deep', trunk_dtype=BFLOAT16), 'step'),
     'VPT-Deep k/v, M=20, with_cp': (prompted, dict(tuning='vpt_deep', with_cp=True), 'step'),
     'DA-VPT': (prompted, dict(tuning='davpt'), 'paper'),
-    'gated DA-VPT': (prompted, dict(tuning='davpt', gate=True), 'gated'),
-    'gated DA-VPT, bfloat16 trunk': (prompted, dict(tuning='davpt', gate=True, trunk_dtype=BFLOAT16), 'gated'),
-    'gated DA-VPT, last third': (prompted, dict(tuning='davpt', gate=True, last=3), 'gated'),
-    'gated DA-VPT, last third, bfloat16 trunk': (
-        prompted,
-        dict(tuning='davpt', gate=True, last=3, trunk_dtype=BFLOAT16),
-        'gated',
-    ),
     'DA-VPT+': (prompted, dict(tuning='davpt_plus'), 'paper'),
-    'residual DA-VPT': (prompted, dict(tuning=RESIDUAL), 'gated'),
-    'residual DA-VPT, last third': (prompted, dict(tuning=RESIDUAL, last=3), 'gated'),
-    'residual DA-VPT, M=10, and LoRA 6': (prompted, dict(tuning=RESIDUAL | dict(lora=dict(rank=6)), num=10), 'gated'),
+    'gated DA-VPT': (prompted, dict(tuning='davpt', gate=True), 'recipe'),
+    'residual DA-VPT': (prompted, dict(tuning=RESIDUAL), 'recipe'),
+    'residual DA-VPT, last half': (prompted, dict(tuning=RESIDUAL, last=2), 'recipe'),
+    'residual DA-VPT, last third': (prompted, dict(tuning=RESIDUAL, last=3), 'recipe'),
+    'residual DA-VPT, bfloat16 trunk': (prompted, dict(tuning=RESIDUAL, trunk_dtype=BFLOAT16), 'recipe'),
+    'residual DA-VPT, last third, bfloat16 trunk': (
+        prompted,
+        dict(tuning=RESIDUAL, last=3, trunk_dtype=BFLOAT16),
+        'recipe',
+    ),
+    'residual DA-VPT, M=10, and LoRA 6': (prompted, dict(tuning=RESIDUAL | dict(lora=dict(rank=6)), num=10), 'recipe'),
     'bias': (prompted, dict(tuning='bias', prompts=False), 'step'),
     'AdaptFormer': (prompted, dict(tuning='adaptformer', prompts=False), 'step'),
     'AdaptFormer, last half': (prompted, dict(tuning='adaptformer', prompts=False, last=2), 'step'),

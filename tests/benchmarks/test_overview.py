@@ -64,7 +64,7 @@ def test_rows_are_of_real_cases():
     assert all(each['images'] == pytest.approx(1 / each['seconds']) for each in rows)
     mmseg, batched = overview._evaluation(WORKLOAD, (64, 96), (4,), TIMED)
     assert (mmseg['ratio']['median'], batched['case']) == (1.0, 'slide_batch=4')
-    (compiled,) = overview._compiled(WORKLOAD, 'gated DA-VPT, bfloat16 trunk', TIMED)
+    (compiled,) = overview._compiled(WORKLOAD, 'residual DA-VPT, bfloat16 trunk', TIMED)
     assert compiled['compilation'] > 0 and compiled['part'] == 'step, aot_eager'
 
 

@@ -26,7 +26,7 @@ def test_a_large_trunk_by_its_shapes():
         assert first['moments'] == 2 * first['gradients'] == 2 * first['trainable']
         assert first['activations'] == scale._kept_for_backward(model, torch.zeros(1, 3, 64, 64))
         assert 1.8 * first['activations'] < second['activations'] <= 2 * first['activations']
-    half, exact = (rows[f'gated prompts, {dtype} trunk', 1] for dtype in ('bfloat16', 'float32'))
+    half, exact = (rows[f'residual prompts, {dtype} trunk', 1] for dtype in ('bfloat16', 'float32'))
     assert half['activations'] < exact['activations']
     tokens, width, depth = 4 * 4 + 1, 64, 6
     assert rows['the same, with_cp', 1]['activations'] >= 4 * depth * tokens * width  # the input of each block

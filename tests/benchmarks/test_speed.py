@@ -94,13 +94,13 @@ TUNED = {
     'VPT-Deep k/v, M=20, bfloat16 trunk': DEPTH * 20 * DIMS,
     'VPT-Deep k/v, M=20, with_cp': DEPTH * 20 * DIMS,
     'DA-VPT': DEPTH * 20 * DIMS,
-    'gated DA-VPT': DEPTH * (20 * DIMS + 1),
-    'gated DA-VPT, bfloat16 trunk': DEPTH * (20 * DIMS + 1),
-    'gated DA-VPT, last third': 2 * (20 * DIMS + 1),
-    'gated DA-VPT, last third, bfloat16 trunk': 2 * (20 * DIMS + 1),
     'DA-VPT+': DEPTH * (20 * DIMS + 2 * DIMS),
+    'gated DA-VPT': DEPTH * (20 * DIMS + 1),
     'residual DA-VPT': DEPTH * 2 * 20 * DIMS,
+    'residual DA-VPT, last half': 3 * 2 * 20 * DIMS,
     'residual DA-VPT, last third': 2 * 2 * 20 * DIMS,
+    'residual DA-VPT, bfloat16 trunk': DEPTH * 2 * 20 * DIMS,
+    'residual DA-VPT, last third, bfloat16 trunk': 2 * 2 * 20 * DIMS,
     'residual DA-VPT, M=10, and LoRA 6': DEPTH * (2 * 10 * DIMS + 2 * 2 * 6 * DIMS),
     'bias': (DEPTH * 10 + 2) * DIMS,  # 3 of qkv, 1 of proj, 3 and 1 of the MLP, 2 of norms; patch embedding, last norm
     'AdaptFormer': DEPTH * (2 * 64 * DIMS + 64 + DIMS),
@@ -176,10 +176,10 @@ def test_davpt_is_vpt_with_the_segmentor_s_guidance():
         torch.testing.assert_close(guided - plain, expected.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_gated_guidance_is_that_of_the_configs():
+def test_guidance_of_the_recipe_is_that_of_the_configs():
     cfg = load_config(Path(__file__).parents[2] / 'configs' / 'davpt_upernet_ade20k.py').model.guidance
     sizes = dict(num_classes=cfg.num_classes, prompt_counts=[20], embed_dims=DIMS)
-    expected, actual = MODELS.build({**cfg, **sizes}), MetricGuidance(**GUIDANCE['gated'], **sizes)
+    expected, actual = MODELS.build({**cfg, **sizes}), MetricGuidance(**GUIDANCE['recipe'], **sizes)
     for option in (
         'blocks',
         'weight_patch',
@@ -330,7 +330,7 @@ def test_exchange_by_hand():
     assert benchmark.ring_seconds(1e9, 8, 25e9) == pytest.approx(2 * 7 / 8 / 25)
     names = 'davpt_upernet_ade20k', 'full_vit-b16_upernet_160k_ade20k-512x512'
     davpt, full = (benchmark.exchanged_bytes(f'configs/{name}.py') for name in names)
-    assert davpt['trunk'] == 4 * 12 * (20 * 768 + 1)  # prompts and a gate
+    assert davpt['trunk'] == 4 * 12 * 2 * 20 * 768  # prompts and their values
     assert davpt['statistics'] == 4 * 150 * (768 + 1)
     assert full['statistics'] == 0
     assert full['trunk'] > 4 * 85e6
