@@ -1,0 +1,150 @@
+"""Tables of the frames from the stored rows, as they are in ``docs/results.md`` and ``comparison.md``.
+
+python -m benchmarks.results.frames
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from benchmarks.compare.table import paired_interval
+
+RESULTS = Path(__file__).resolve().parent
+PAGES = (RESULTS.parents[1] / 'docs/results.md', RESULTS / 'comparison.md')
+# Frame -> its title, and its rows files. The first file is complete for a method that it has.
+FRAMES = {
+    'A': ('CamVid, linear', ('frame_camvid_linear', 'camvid_main')),
+    'B': ('CamVid, UPerNet', ('frame_camvid_upernet',)),
+    'C': ('CCP, linear', ('frame_ccp_linear',)),
+    'D': ('CCP, UPerNet', ('frame_ccp_upernet',)),
+}
+METHODS = (
+    'head only', 'VPT-Deep', 'gated DA-VPT', 'residual prompts', 'residual DA-VPT', 'residual DA-VPT + LoRA',
+    'bias', 'LoRA q,v', 'AdaptFormer', 'DoRA q,v', 'Convpass', 'full',
+)  # fmt: skip
+# What is asked: a method and the one that it is compared with.
+PAIRS = (
+    ('residual DA-VPT', 'VPT-Deep'),
+    ('residual DA-VPT', 'gated DA-VPT'),
+    ('residual DA-VPT', 'residual prompts'),
+    ('residual DA-VPT', 'LoRA q,v'),
+    ('residual DA-VPT + LoRA', 'LoRA q,v'),
+    ('residual DA-VPT', 'full'),
+)
+BASELINE = 'LoRA q,v'
+Rows = dict[str, dict[int, Mapping[str, Any]]]  # method -> seed -> row
+
+
+def load_rows(frame: str) -> Rows:
+    """Rows of a frame, for the methods of :data:`METHODS`."""
+    found: Rows = {}
+    for name in FRAMES[frame][1]:
+        path = RESULTS / f'{name}.jsonl'
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        new: Rows = {}
+        for row in rows:
+            if row['method'] in METHODS and row['method'] not in found:
+                new.setdefault(row['method'], {})[row['seed']] = row
+        found |= new
+    return found
+
+
+def format_scores(rows: Mapping[int, Mapping[str, Any]]) -> str:
+    """Mean and standard deviation of mIoU over the seeds; their number, unless it is 3."""
+    scores = [row['mIoU'] for row in rows.values()]
+    if not scores:
+        return '-'
+    spread = f' ± {stdev(scores):.2f}' if len(scores) > 1 else ''
+    number = '' if len(scores) == 3 else f' ({len(scores)})'
+    return f'{mean(scores):.2f}{spread}{number}'
+
+
+def format_difference(rows: Rows, method: str, other: str) -> str:
+    """Mean difference over the common seeds with Student's 95 % interval, and the number of seeds, unless it is 3."""
+    ours, theirs = rows.get(method, {}), rows.get(other, {})
+    differences = np.array([ours[seed]['mIoU'] - theirs[seed]['mIoU'] for seed in sorted(ours) if seed in theirs])
+    interval = paired_interval(differences)
+    if interval is None:
+        return '-'
+    number = '' if len(differences) == 3 else f' ({len(differences)})'
+    return f'{differences.mean():+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]{number}'
+
+
+def format_count(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Trainable parameters of the trunk."""
+    return f'{rows[0]["tuned_trunk"] / 1e6:.3f} M' if rows[0]['tuned_trunk'] else '0'
+
+
+def scores_table() -> str:
+    """Methods against frames."""
+    frames = {frame: load_rows(frame) for frame in FRAMES}
+    titles = [f'{frame}: {title}' for frame, (title, _) in FRAMES.items()]
+    lines = [_line('method', 'trainable', *titles), _line(*['---'] * (2 + len(titles)))]
+    for method in METHODS:
+        cells = [rows.get(method, {}) for rows in frames.values()]
+        known = [row for cell in cells for row in cell.values()]
+        if known:
+            lines.append(_line(method, format_count(known), *map(format_scores, cells)))
+    return '\n'.join(lines)
+
+
+def pairs_table() -> str:
+    """Differences of :data:`PAIRS` against frames."""
+    frames = {frame: load_rows(frame) for frame in FRAMES}
+    lines = [_line('difference', *FRAMES), _line(*['---'] * (1 + len(FRAMES)))]
+    for method, other in PAIRS:
+        cells = [format_difference(rows, method, other) for rows in frames.values()]
+        if any(cell != '-' for cell in cells):
+            lines.append(_line(f'{method} − {other}', *cells))
+    return '\n'.join(lines)
+
+
+def frame_table(frame: str) -> str:
+    """All seeds of one frame."""
+    rows = load_rows(frame)
+    lines = [
+        _line('method', 'trainable', 'seeds 0, 1, ...', 'mIoU', 'frequent', f'against {BASELINE}, 95 %'),
+        _line(*['---'] * 6),
+    ]
+    for method in METHODS:
+        if method in rows:
+            runs = [rows[method][seed] for seed in sorted(rows[method])]
+            scores = ', '.join(f'{run["mIoU"]:.2f}' for run in runs)
+            frequent = f'{mean(run["frequent_mIoU"] for run in runs):.2f}'
+            difference = '-' if method == BASELINE else format_difference(rows, method, BASELINE)
+            lines.append(_line(method, format_count(runs), scores, format_scores(rows[method]), frequent, difference))
+    return '\n'.join(lines)
+
+
+def tables() -> dict[str, str]:
+    """Marker in a page -> table."""
+    long = {f'frame {frame}': frame_table(frame) for frame in FRAMES if load_rows(frame)}
+    return {'scores': scores_table(), 'differences': pairs_table(), **long}
+
+
+def fill(text: str) -> str:
+    """Put each table between ``<!-- NAME -->`` and ``<!-- end -->``."""
+    known = tables()
+    return re.sub(
+        r'(<!-- ([\w ]+) -->\n).*?(<!-- end -->)',
+        lambda match: f'{match[1]}{known[match[2]]}\n{match[3]}',
+        text,
+        flags=re.S,
+    )
+
+
+def _line(*cells: str) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+if __name__ == '__main__':
+    for page in PAGES:
+        page.write_text(fill(page.read_text()))
+        print(page)
