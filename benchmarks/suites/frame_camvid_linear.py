@@ -8,7 +8,6 @@ common = {
     __lr_mult: 2e-3 / __head,
 }
 __num = 'model.backbone.prompts.num'
-__gated = {'model.backbone.tuning': 'davpt_gated'}
 
 
 def __unguided(tuning: object, num: int = 20) -> dict:
@@ -22,10 +21,10 @@ def __without_prompts(tuning: str) -> dict:
 methods = {
     'head only': __without_prompts('frozen'),
     'VPT-Deep': __unguided('vpt_deep'),
-    'gated DA-VPT': __gated,
-    'gated DA-VPT, a prompt per class': {**__gated, __num: [20] * 11 + [11]},  # in the guided block
+    'gated DA-VPT': {'model.backbone.tuning': 'davpt_gated'},
     'residual prompts': __unguided('vpt_residual'),
     'residual DA-VPT': {},
+    'residual DA-VPT, a prompt per class': {__num: [20] * 11 + [11]},  # in the guided block
     'residual prompts + LoRA': __unguided(dict(_delete_=True, residual_prompts={}, lora=dict(rank=6)), num=10),
     'residual DA-VPT + LoRA': {
         'model.backbone.tuning': dict(_delete_=True, residual_prompts=dict(init='prototype'), lora=dict(rank=6)),
