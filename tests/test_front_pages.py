@@ -1,8 +1,6 @@
 """README, CITATION.cff, CHANGELOG: what they claim about the project."""
 
-import json
 import re
-import statistics
 
 import pytest
 import yaml
@@ -11,18 +9,20 @@ from mmengine.registry import init_default_scope
 from mmseg.registry import MODELS
 
 import mmseg_davpt
+from benchmarks.results import frames
 from mmseg_davpt.apis import load_config
 from mmseg_davpt.apis.commands import find_tools
 
 README = (ROOT / 'README.md').read_text()
-# Row of the table of the README -> method in benchmarks/results/camvid_main.jsonl.
+# Row of the table of the README -> method of the frames.
 METHODS = {
-    'davpt_gated': 'DA-VPT',
-    'davpt_gated_bias': 'DA-VPT, all biases',
+    'davpt_residual': 'residual DA-VPT',
+    'davpt_gated': 'gated DA-VPT',
     'bias': 'bias',
     'lora': 'LoRA q,v',
     'full': 'full',
 }
+STEPS = {'davpt_residual': 'residual DA-VPT', 'davpt_gated': 'gated DA-VPT', 'lora': 'LoRA', 'full': 'full tuning'}
 
 
 def test_the_readme_is_short():
@@ -47,16 +47,24 @@ def test_commands_exist(page):
 
 @pytest.mark.parametrize('tuning', METHODS)
 def test_accuracies_are_those_of_the_stored_rows(tuning):
-    rows = map(json.loads, (ROOT / 'benchmarks/results/camvid_main.jsonl').read_text().splitlines())
-    found = [row for row in rows if row['method'] == METHODS[tuning]]
-    assert sorted(row['seed'] for row in found) == [0, 1, 2]
-    values = [row['mIoU'] for row in found]
+    rows = [frames.load_rows(frame)[METHODS[tuning]] for frame in 'AC']
     line = next(line for line in README.splitlines() if line.startswith('|') and f'`{tuning}` |' in line)
     cells = [cell.strip() for cell in line.strip('|').split('|')]
-    assert cells[1] == f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
-    assert float(cells[2].removesuffix(' M')) == pytest.approx(
-        found[0]['tuned_trunk'] / 1e6, abs=6e-3 if tuning == 'full' else 6e-4
+    assert cells[1:3] == [frames.format_scores(cell) for cell in rows]
+    assert float(cells[3].removesuffix(' M')) == pytest.approx(
+        rows[0][0]['tuned_trunk'] / 1e6, abs=6e-3 if tuning == 'full' else 6e-4
     )
+
+
+def test_steps_and_memory_are_the_measured_ones():
+    measured = (ROOT / 'benchmarks/results/speed.md').read_text().split('<!-- methods/trunk -->')[1]
+    table = {cells[1]: cells for line in measured.splitlines() if len(cells := re.split(r' *\| *', line)) == 9}
+    for tuning in METHODS:
+        line = next(line for line in README.splitlines() if line.startswith('|') and f'`{tuning}` |' in line)
+        step, memory = (cell.strip() for cell in line.strip('|').split('|')[4:6])
+        case = table[STEPS.get(tuning, tuning)]
+        assert step == f'{float(case[3]) / float(table["full tuning"][3]):.2f}'
+        assert memory == f'{case[6]} MB'
 
 
 def test_the_snippet_for_a_project_extends_it(tmp_path):

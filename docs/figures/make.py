@@ -209,32 +209,33 @@ def guidance() -> Drawing:
     return d
 
 
-# Row names -> labels, with the place of the label. The rows DA-VPT and DA-VPT+ are gated DA-VPT and gated DA-VPT+
-# (benchmarks/results/comparison.md, Names).
+# Method of frame A -> its label, the place of the label in both panels, and its case in the table of step times.
 FRONT = {
-    'head only': ('head only', 10, 22, 'start'),
-    'VPT-Shallow': ('VPT-Shallow', 10, 22, 'start'),
-    'VPT-Deep, 10 prompts': ('VPT-Deep, 10 prompts', -12, 5, 'end'),
-    'VPT-Deep': ('VPT-Deep', 12, 5, 'start'),
-    'VPT-Deep, gates': ('VPT-Deep, gated', 12, 22, 'start'),
-    'DA-VPT': ('gated DA-VPT', -12, 14, 'end'),
-    'DA-VPT+': ('gated DA-VPT+', 12, 14, 'start'),
-    'bias': ('bias', -12, 5, 'end'),
-    'LoRA q,v': ('LoRA q, v', -12, -20, 'end'),
-    'residual DA-VPT': ('residual DA-VPT', 8, -20, 'start'),
-    'AdaptFormer': ('AdaptFormer', 10, 24, 'start'),
-    'full': ('full tuning', -14, 5, 'end'),
+    'head only': ('head only', (12, 5, 'start'), (12, 5, 'start'), 'head only'),
+    'VPT-Deep': ('VPT-Deep', (12, 5, 'start'), (-12, 5, 'end'), 'VPT-Deep k/v, M=20'),
+    'gated DA-VPT': ('gated DA-VPT', (-12, 12, 'end'), (-12, 12, 'end'), 'gated DA-VPT'),
+    'bias': ('bias', (-12, 5, 'end'), (-12, 5, 'end'), 'bias'),
+    'residual DA-VPT': ('residual DA-VPT', (12, 24, 'start'), (-12, 5, 'end'), 'residual DA-VPT'),
+    'residual DA-VPT + LoRA': (
+        'residual DA-VPT + LoRA',
+        (10, -10, 'start'),
+        (12, 5, 'start'),
+        'residual DA-VPT, M=10, and LoRA 6',
+    ),
+    'LoRA q,v': ('LoRA', (-12, -8, 'end'), (-4, -16, 'end'), 'LoRA'),
+    'AdaptFormer': ('AdaptFormer', (12, 8, 'start'), (12, 20, 'start'), 'AdaptFormer'),
+    'full': ('full tuning', (-14, 5, 'end'), (-14, 5, 'end'), 'full tuning'),
 }
+OURS = ('gated DA-VPT', 'residual DA-VPT', 'residual DA-VPT + LoRA')
 
 
 def front() -> Drawing:
-    """MIoU against trained parameters in the trunk, with the front of the best methods."""
+    """MIoU in frame A against trained parameters in the trunk, and against the time of a step."""
     rows: dict[str, list[dict]] = {}
-    for name in ('camvid_main', 'frame_camvid_linear'):  # the same setting; in the second file, methods that came later
-        found = [json.loads(line) for line in (RESULTS / f'{name}.jsonl').read_text().splitlines()]
+    for name in ('frame_camvid_linear', 'camvid_main'):  # the first file is complete for a method that it has
         known = set(rows)
-        for row in found:
-            if row['method'] not in known and row['seed'] in (0, 1, 2):
+        for row in map(json.loads, (RESULTS / f'{name}.jsonl').read_text().splitlines()):
+            if row['method'] not in known:
                 rows.setdefault(row['method'], []).append(row)
     points = {
         name: (
@@ -244,68 +245,80 @@ def front() -> Drawing:
         )
         for name in FRONT
     }
-    d = Drawing(900, 480, 'CamVid: mIoU against the number of trained parameters in the trunk')
-    left, right, top, bottom = 80, 870, 20, 410
-    lowest, highest = 50.0, 69.0
+    steps = _measured('speed.md', 'vit_small_patch14_dinov2, 512x512, B=1, float32, no head', 'methods')
+    d = Drawing(1100, 480, 'CamVid: mIoU against trained parameters in the trunk, and against the time of a step')
+    top, bottom, lowest, highest = 20, 410, 51.0, 69.0
+    left, right = (80, 580), (650, 1080)
+    slowest = steps['full tuning'][0]
 
-    def place_x(count: float) -> float:
-        """Logarithmic from 5,000 on; 0 has a place of its own on the left."""
-        return (
-            left + 45 if count == 0 else left + 110 + (right - left - 130) * math.log(count / 5e3) / math.log(3e7 / 5e3)
-        )
+    def place_count(name: str) -> float:
+        """Logarithmic from 20,000 on; 0 has a place of its own on the left."""
+        return _place_count(points[name][0], *left)
+
+    def place_step(name: str) -> float:
+        return right[0] + (right[1] - right[0]) * (steps[FRONT[name][3]][0] / slowest - 0.4) / 0.65
 
     def place_y(value: float) -> float:
         return bottom - (bottom - top) * (value - lowest) / (highest - lowest)
 
-    d.line((left, top), (left, bottom), (right, bottom), width=1.2)
-    for value in range(50, 69, 4):
-        d.line((left, place_y(value)), (right, place_y(value)), color='#e5e5e5', width=1)
-        d.text(left - 10, place_y(value) + 5, f'{value}', 14, 'end')
-    for count, label in ((0, '0'), (1e4, '0.01 M'), (1e5, '0.1 M'), (1e6, '1 M'), (1e7, '10 M')):
-        d.line((place_x(count), bottom), (place_x(count), bottom + 6), width=1.2)
-        d.text(place_x(count), bottom + 24, label, 14)
-    d.text((left + right) / 2, bottom + 54, 'trained parameters in the trunk (logarithmic)', 15)
-    d.text(left + 10, top + 14, 'mIoU, mean of 3 seeds ± standard deviation', 15, 'start')
-    best, steps, on_front = -math.inf, [], set()
-    for name, (count, score, _) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
-        if score > best:
-            if steps:
-                steps.append((place_x(count), place_y(best)))
-            steps.append((place_x(count), place_y(score)))
-            best = score
-            on_front.add(name)
-    d.line(*steps, color=GRAY, dashed=True)
-    for name, (count, score, spread) in points.items():
-        label, dx, dy, anchor = FRONT[name]
-        x, y = place_x(count), place_y(score)
-        ours = name in ('DA-VPT', 'DA-VPT+', 'residual DA-VPT')
-        color = ORANGE if ours else BLUE
-        d.line((x, place_y(score - spread)), (x, place_y(score + spread)), color=color)
-        if ours:
-            d.rectangle(x - 6, y - 6, 12, 12, color, '#333333')
-        else:
-            d.circle(x, y, 6, color if name in on_front else '#ffffff', color, 2)
-        d.text(x + dx, y + dy, label, 14, anchor, bold=ours, rim=True)
-    d.text(right, bottom - 34, 'filled, dashed line: no method with fewer parameters is better', 13, 'end', GRAY)
-    d.text(right, bottom - 14, 'squares: gated and residual DA-VPT', 13, 'end', GRAY)
+    for start, end in (left, right):
+        d.line((start, top), (start, bottom), (end, bottom), width=1.2)
+        for value in range(52, 69, 4):
+            d.line((start, place_y(value)), (end, place_y(value)), color='#e5e5e5', width=1)
+            d.text(start - 10, place_y(value) + 5, f'{value}', 14, 'end')
+    for count, label in ((0, '0'), (1e5, '0.1 M'), (1e6, '1 M'), (1e7, '10 M')):
+        x = _place_count(count, *left)
+        d.line((x, bottom), (x, bottom + 6), width=1.2)
+        d.text(x, bottom + 24, label, 14)
+    for share in (0.4, 0.6, 0.8, 1.0):
+        x = right[0] + (right[1] - right[0]) * (share - 0.4) / 0.65
+        d.line((x, bottom), (x, bottom + 6), width=1.2)
+        d.text(x, bottom + 24, f'{share:g}', 14)
+    d.text(sum(left) / 2, bottom + 54, 'trained parameters in the trunk (logarithmic)', 15)
+    d.text(sum(right) / 2, bottom + 54, 'time of a step / full tuning', 15)
+    d.text(left[0] + 10, top + 10, 'mIoU, mean of seeds ± standard deviation', 15, 'start')
+    for name, (_, score, spread) in points.items():
+        label, *labels, _ = FRONT[name]
+        color = ORANGE if name in OURS else BLUE
+        for x, (dx, dy, anchor) in zip((place_count(name), place_step(name)), labels):
+            y = place_y(score)
+            d.line((x, place_y(score - spread)), (x, place_y(score + spread)), color=color)
+            if name in OURS:
+                d.rectangle(x - 6, y - 6, 12, 12, color, '#333333')
+            else:
+                d.circle(x, y, 6, color, color, 2)
+            d.text(x + dx, y + dy, label, 14, anchor, bold=name in OURS, rim=True)
+    d.text(right[1], bottom - 14, 'squares: methods of this project', 13, 'end', GRAY)
     return d
+
+
+def _place_count(count: float, left: float, right: float) -> float:
+    if count == 0:
+        return left + 40
+    return left + 90 + (right - left - 110) * math.log(count / 2e4) / math.log(3e7 / 2e4)
+
+
+def _measured(page: str, title: str, marker: str) -> dict[str, tuple[float, float]]:
+    """Case -> seconds and MB with AdamW's state, from a table of stored measurements."""
+    text = (RESULTS / page).read_text().split(f'<!-- {marker}/trunk -->')[1].split(f'### {title}\n')[1]
+    cells = [
+        [cell.strip() for cell in line.strip('|').split('|')] for line in text.strip().split('\n\n')[0].splitlines()
+    ]
+    return {row[0]: (float(row[2]), float(row[5].replace('-', 'nan'))) for row in cells[2:]}
 
 
 SPEED = {
     'full tuning': 'full tuning, float32',
-    'gated DA-VPT': 'gated DA-VPT',
-    'gated DA-VPT, bfloat16 trunk': 'gated DA-VPT, bfloat16 trunk',
-    'gated DA-VPT, last third': 'gated DA-VPT, last 4 blocks',
-    'gated DA-VPT, last third, bfloat16 trunk': 'last 4 blocks, bfloat16 trunk',
+    'residual DA-VPT': 'residual DA-VPT',
+    'residual DA-VPT, bfloat16 trunk': 'residual DA-VPT, bfloat16 trunk',
+    'residual DA-VPT, last third': 'residual DA-VPT, last 4 blocks',
+    'residual DA-VPT, last third, bfloat16 trunk': 'last 4 blocks, bfloat16 trunk',
 }
 
 
 def speed() -> Drawing:
     """Time and memory of a step on ViT-B/16, from the first table in ``speed_half_precision.md``."""
-    page = (RESULTS / 'speed_half_precision.md').read_text()
-    table = page.split('### vit_base_patch16_224, 512x512, B=1, float32, no head\n')[1].strip().split('\n\n')[0]
-    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in table.splitlines()]
-    measured = {row[0]: (float(row[2]), float(row[5])) for row in cells[2:]}
+    measured = _measured('speed_half_precision.md', 'vit_base_patch16_224, 512x512, B=1, float32, no head', 'half')
     d = Drawing(900, 260, 'ViT-B/16: time and peak memory of a step')
     columns = ((300, 'seconds of a step', 0, 8.5), (610, 'peak memory with AdamW, MB', 1, 1850.0))
     for left, title, which, most in columns:
