@@ -1,4 +1,4 @@
-"""Learnable prompts: VPT (Jia et al., ECCV 2022), DA-VPT (Ren et al., CVPR 2025), gated prompts."""
+"""Trainable prompts: VPT (Jia et al., ECCV 2022), DA-VPT (Ren et al., CVPR 2025), gated prompts."""
 
 from __future__ import annotations
 

@@ -24,12 +24,13 @@ class ResidualPrompts(DeepPrompts):
         a_nm = mean over heads of softmax_m(q_n . k_m / sqrt(d))
         x_n += LS1(attention output) + sum_m a_nm V_m
 
-    The trunk's queries choose among the prompts, by the scores that the guidance shapes. The values are zero at the
-    start, so training begins with the unchanged trunk.
+    The attention weights come from the frozen queries. The guidance with ``sample_space='query'`` and
+    ``prompt_space='key'`` acts on the same scores. The values are zero at the start, so training begins with the
+    unchanged trunk.
 
-    The keys are those of VPT and DA-VPT. A separate softmax that starts without effect is LLaMA-Adapter's (Zhang et
-    al., ICLR 2024, section 3.2). Learnable tokens that change the residual stream are Rein's (Wei et al., CVPR 2024,
-    section 3.2), whose tokens are of low rank and whose projections are trainable.
+    The keys are those of VPT and DA-VPT. The separate softmax that starts without effect is from LLaMA-Adapter (Zhang
+    et al., ICLR 2024, section 3.2). Trainable tokens that change the residual stream are from Rein (Wei et al., CVPR
+    2024, section 3.2); Rein's tokens have low rank, and its projections are trainable.
 
     Args:
         trunk: The trunk.
