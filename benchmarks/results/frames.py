@@ -1,4 +1,4 @@
-"""Tables of the frames from the stored rows, as they are in ``docs/results.md`` and ``comparison.md``.
+"""Tables of the frames from the stored rows, as they are in ``docs/results.md`` and in the notes beside this file.
 
 python -m benchmarks.results.frames
 """
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.compare.table import paired_interval
 
 RESULTS = Path(__file__).resolve().parent
-PAGES = (RESULTS.parents[1] / 'docs/results.md', RESULTS / 'comparison.md')
+PAGES = (RESULTS.parents[1] / 'docs/results.md', RESULTS / 'comparison.md', RESULTS / 'speed_half_precision.md')
 # Frame -> its title, and its rows files. The first file is complete for a method that it has.
 FRAMES = {
     'A': ('CamVid, linear', ('frame_camvid_linear', 'camvid_main')),
@@ -39,21 +39,29 @@ PAIRS = (
     ('residual DA-VPT', 'full'),
 )
 BASELINE = 'LoRA q,v'
+# Variants with a cheaper step, in frame A: method -> variants.
+CHEAPER = {
+    'residual DA-VPT': ('bfloat16 trunk', 'last half', 'last third'),
+    'LoRA q,v': ('last half', 'last third'),
+    'AdaptFormer': ('last half', 'last third'),
+}
 Rows = dict[str, dict[int, Mapping[str, Any]]]  # method -> seed -> row
 
 
 def load_rows(frame: str) -> Rows:
     """Rows of a frame, for the methods of :data:`METHODS`."""
     found: Rows = {}
-    for name in FRAMES[frame][1]:
-        path = RESULTS / f'{name}.jsonl'
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        new: Rows = {}
-        for row in rows:
-            if row['method'] in METHODS and row['method'] not in found:
-                new.setdefault(row['method'], {})[row['seed']] = row
-        found |= new
+    for name in reversed(FRAMES[frame][1]):
+        found |= {method: runs for method, runs in _read(name).items() if method in METHODS}
     return found
+
+
+def _read(name: str) -> Rows:
+    rows: Rows = {}
+    path = RESULTS / f'{name}.jsonl'
+    for row in map(json.loads, path.read_text().splitlines() if path.is_file() else ()):
+        rows.setdefault(row['method'], {})[row['seed']] = row
+    return rows
 
 
 def format_scores(rows: Mapping[int, Mapping[str, Any]]) -> str:
@@ -70,11 +78,12 @@ def format_difference(rows: Rows, method: str, other: str) -> str:
     """Mean difference over the common seeds with Student's 95 % interval, and the number of seeds, unless it is 3."""
     ours, theirs = rows.get(method, {}), rows.get(other, {})
     differences = np.array([ours[seed]['mIoU'] - theirs[seed]['mIoU'] for seed in sorted(ours) if seed in theirs])
-    interval = paired_interval(differences)
-    if interval is None:
+    if not len(differences):
         return '-'
+    interval = paired_interval(differences)
+    limits = '' if interval is None else f' [{interval[0]:+.2f}, {interval[1]:+.2f}]'
     number = '' if len(differences) == 3 else f' ({len(differences)})'
-    return f'{differences.mean():+.2f} [{interval[0]:+.2f}, {interval[1]:+.2f}]{number}'
+    return f'{differences.mean():+.2f}{limits}{number}'
 
 
 def format_count(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -123,10 +132,27 @@ def frame_table(frame: str) -> str:
     return '\n'.join(lines)
 
 
+def cheaper_table() -> str:
+    """Frame A with a cheaper step, against the same method in all blocks of a float32 trunk."""
+    rows = load_rows('A') | _read('camvid_speed')
+    lines = [_line('method', 'variant', 'trainable', 'mIoU', 'difference, 95 %'), _line(*['---'] * 5)]
+    for method, variants in CHEAPER.items():
+        lines.append(
+            _line(method, 'all blocks', format_count([*rows[method].values()]), format_scores(rows[method]), '-')
+        )
+        for variant in variants:
+            name = f'{method}, {variant}'
+            runs = rows.get(name, {})
+            if runs:
+                difference = format_difference(rows, name, method)
+                lines.append(_line(method, variant, format_count([*runs.values()]), format_scores(runs), difference))
+    return '\n'.join(lines)
+
+
 def tables() -> dict[str, str]:
     """Marker in a page -> table."""
     long = {f'frame {frame}': frame_table(frame) for frame in FRAMES if load_rows(frame)}
-    return {'scores': scores_table(), 'differences': pairs_table(), **long}
+    return {'scores': scores_table(), 'differences': pairs_table(), 'cheaper steps': cheaper_table(), **long}
 
 
 def fill(text: str) -> str:
@@ -134,7 +160,7 @@ def fill(text: str) -> str:
     known = tables()
     return re.sub(
         r'(<!-- ([\w ]+) -->\n).*?(<!-- end -->)',
-        lambda match: f'{match[1]}{known[match[2]]}\n{match[3]}',
+        lambda match: f'{match[1]}{known[match[2]]}\n{match[3]}' if match[2] in known else match[0],
         text,
         flags=re.S,
     )
