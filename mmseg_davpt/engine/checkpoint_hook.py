@@ -138,11 +138,14 @@ class SafeCheckpointHook(CheckpointHook):
         )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Refuse inf and nan; other hooks have changed the checkpoint before.
+        """Refuse inf and nan, and complete averaged weights; other hooks have changed the checkpoint before.
 
         Raises:
             FloatingPointError: Names the tensors, and the last good checkpoint.
         """
+        # EMAHook copies the model before the trunk is loaded. Its copy lacks the fingerprint of a bfloat16 trunk.
+        for name, value in checkpoint['state_dict'].items() if 'ema_state_dict' in checkpoint else ():
+            checkpoint['ema_state_dict'].setdefault(f'module.{name}', value)
         parts = {key: checkpoint[key] for key in ('state_dict', 'ema_state_dict', 'optimizer') if key in checkpoint}
         names = [
             name

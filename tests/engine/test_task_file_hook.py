@@ -101,19 +101,24 @@ def test_checkpoints_hold_no_trunk_and_have_task_files(trunk, tmp_path):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize('ema', [False, True])
-def test_a_resumed_training_ends_as_an_uninterrupted_one(ema, trunk, tmp_path):
+HALF = dict(hook=dict(keep_trunk=True), backbone=dict(trunk_dtype='bfloat16'))
+
+
+@pytest.mark.parametrize(('ema', 'options'), [(False, {}), (True, {}), (False, HALF), (True, HALF)])
+def test_a_resumed_training_ends_as_an_uninterrupted_one(ema, options, trunk, tmp_path):
+    options = dict(options, ema=ema)
+
     class Stop(Hook):
         def after_train_iter(self, runner, *_, **__):
             if runner.iter + 1 == 3:
                 raise KeyboardInterrupt
 
-    train(tmp_path / 'whole', trunk, ema=ema)
-    runner = make_runner(tmp_path / 'cut', trunk, ema=ema)
+    train(tmp_path / 'whole', trunk, **options)
+    runner = make_runner(tmp_path / 'cut', trunk, **options)
     runner.register_hook(Stop())
     with pytest.raises(KeyboardInterrupt), checked_checkpoints(runner):
         runner.train()
-    train(tmp_path / 'cut', trunk, ema=ema, resume=True)
+    train(tmp_path / 'cut', trunk, resume=True, **options)
     a, b = (load(tmp_path / name / 'iter_4.pth') for name in ('whole', 'cut'))
     for entry in ('state_dict', *(['ema_state_dict'] if ema else [])):
         assert a[entry].keys() == b[entry].keys()
