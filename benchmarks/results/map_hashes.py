@@ -3,9 +3,10 @@
 Stored rows keep the hash of the config that made them. ``hashes.json`` maps it to the hash that the same method and
 seed have now: rows file -> method -> seed -> ``old`` and ``new``. ``new`` is ``null`` for a row that no suite makes
 today: a trial that is not in the project, or an earlier round with other test windows. Run this again when configs or
-suites change, from the repository root, with the data and the weights of the rows:
+suites change, from the repository root, with the data and the weights of the rows, once for each dataset:
 
-    python -m benchmarks.results.map_hashes --cfg-options data_root=PATH model.backbone.pretrained=PATH
+    python -m benchmarks.results.map_hashes --data camvid --cfg-options data_root=PATH model.backbone.pretrained=PATH
+    python -m benchmarks.results.map_hashes --data ccp --cfg-options data_root=PATH model.backbone.pretrained=PATH
 """
 
 from __future__ import annotations
@@ -74,17 +75,18 @@ def format_hashes(hashes: Mapping[str, Hashes]) -> str:
 
 
 def main() -> None:
-    """Write ``hashes.json`` for all rows files beside this script."""
+    """Write ``hashes.json`` for the rows files of a dataset beside this script."""
     parser = argparse.ArgumentParser(description='Map the config hashes of the stored rows to those of today')
+    parser.add_argument('--data', required=True, help='part of the names of the rows files: camvid or ccp')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='for all cells: key=value ...')
-    options = parser.parse_args().cfg_options
-    hashes = {}
-    for path in sorted(RESULTS.glob('*.jsonl')):
+    args = parser.parse_args()
+    hashes = json.loads((RESULTS / 'hashes.json').read_text())
+    for path in RESULTS.glob(f'*{args.data}*.jsonl'):
         suite = SUITES / f'{SUITE_NAMES.get(path.stem, path.stem)}.py'
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         known = load_suite(suite) if suite.is_file() else None
-        hashes[path.stem] = map_rows(rows, known, RENAMED.get(path.stem), options)
-    (RESULTS / 'hashes.json').write_text(format_hashes(hashes))
+        hashes[path.stem] = map_rows(rows, known, RENAMED.get(path.stem), args.cfg_options)
+    (RESULTS / 'hashes.json').write_text(format_hashes(dict(sorted(hashes.items()))))
 
 
 if __name__ == '__main__':
