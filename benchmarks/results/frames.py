@@ -64,6 +64,10 @@ def _read(name: str) -> Rows:
     return rows
 
 
+def _measured() -> dict[str, Rows]:
+    return {frame: rows for frame in FRAMES if (rows := load_rows(frame))}
+
+
 def format_scores(rows: Mapping[int, Mapping[str, Any]]) -> str:
     """Mean and standard deviation of mIoU over the seeds; their number, unless it is 3."""
     scores = [row['mIoU'] for row in rows.values()]
@@ -93,8 +97,8 @@ def format_count(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def scores_table() -> str:
     """Methods against frames."""
-    frames = {frame: load_rows(frame) for frame in FRAMES}
-    titles = [f'{frame}: {title}' for frame, (title, _) in FRAMES.items()]
+    frames = _measured()
+    titles = [f'{frame}: {FRAMES[frame][0]}' for frame in frames]
     lines = [_line('method', 'trainable', *titles), _line(*['---'] * (2 + len(titles)))]
     for method in METHODS:
         cells = [rows.get(method, {}) for rows in frames.values()]
@@ -106,8 +110,8 @@ def scores_table() -> str:
 
 def pairs_table() -> str:
     """Differences of :data:`PAIRS` against frames."""
-    frames = {frame: load_rows(frame) for frame in FRAMES}
-    lines = [_line('difference', *FRAMES), _line(*['---'] * (1 + len(FRAMES)))]
+    frames = _measured()
+    lines = [_line('difference', *frames), _line(*['---'] * (1 + len(frames)))]
     for method, other in PAIRS:
         cells = [format_difference(rows, method, other) for rows in frames.values()]
         if any(cell != '-' for cell in cells):
@@ -151,7 +155,7 @@ def cheaper_table() -> str:
 
 def tables() -> dict[str, str]:
     """Marker in a page -> table."""
-    long = {f'frame {frame}': frame_table(frame) for frame in FRAMES if load_rows(frame)}
+    long = {f'frame {frame}': frame_table(frame) for frame in _measured()}
     return {'scores': scores_table(), 'differences': pairs_table(), 'cheaper steps': cheaper_table(), **long}
 
 

@@ -8,4 +8,4 @@ methods = {  # how classes share the prompts of the guided block
     'residual DA-VPT, fixed assignment': {'custom_hooks.2.interval': 0},
     'residual DA-VPT, not centered': {'model.guidance.center_prototypes': False},
 }
-seeds = (0, 1, 2)
+seeds = (0, 1, 2, 3, 4, 5)

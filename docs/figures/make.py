@@ -214,23 +214,23 @@ FRONT = {
     'head only': ('head only', (12, 5, 'start'), (12, 5, 'start'), 'head only'),
     'VPT-Deep': ('VPT-Deep', (12, 5, 'start'), (-12, 5, 'end'), 'VPT-Deep k/v, M=20'),
     'gated DA-VPT': ('gated DA-VPT', (-12, 12, 'end'), (-12, 12, 'end'), 'gated DA-VPT'),
-    'bias': ('bias', (-12, 5, 'end'), (-12, 5, 'end'), 'bias'),
-    'residual DA-VPT': ('residual DA-VPT', (12, 24, 'start'), (-12, 5, 'end'), 'residual DA-VPT'),
+    'bias': ('bias', (-12, 5, 'end'), (12, 10, 'start'), 'bias'),
+    'residual DA-VPT': ('residual DA-VPT', (12, 24, 'start'), (-18, 14, 'end'), 'residual DA-VPT'),
     'residual DA-VPT + LoRA': (
         'residual DA-VPT + LoRA',
         (10, -10, 'start'),
         (12, 5, 'start'),
         'residual DA-VPT, M=10, and LoRA 6',
     ),
-    'LoRA q,v': ('LoRA', (-12, -8, 'end'), (-4, -16, 'end'), 'LoRA'),
-    'AdaptFormer': ('AdaptFormer', (12, 8, 'start'), (12, 20, 'start'), 'AdaptFormer'),
+    'LoRA q,v': ('LoRA', (-12, -8, 'end'), (10, -14, 'start'), 'LoRA'),
+    'AdaptFormer': ('AdaptFormer', (12, 8, 'start'), (-12, -6, 'end'), 'AdaptFormer'),
     'full': ('full tuning', (-14, 5, 'end'), (-14, 5, 'end'), 'full tuning'),
 }
 OURS = ('gated DA-VPT', 'residual DA-VPT', 'residual DA-VPT + LoRA')
 
 
 def front() -> Drawing:
-    """MIoU in frame A against trained parameters in the trunk, and against the time of a step."""
+    """MIoU in frame A against trainable parameters in the trunk, and against the time of a step."""
     rows: dict[str, list[dict]] = {}
     for name in ('frame_camvid_linear', 'camvid_main'):  # the first file is complete for a method that it has
         known = set(rows)
@@ -246,9 +246,9 @@ def front() -> Drawing:
         for name in FRONT
     }
     steps = _measured('speed.md', 'vit_small_patch14_dinov2, 512x512, B=1, float32, no head', 'methods')
-    d = Drawing(1100, 480, 'CamVid: mIoU against trained parameters in the trunk, and against the time of a step')
+    d = Drawing(1200, 480, 'CamVid: mIoU against trainable parameters in the trunk, and against the time of a step')
     top, bottom, lowest, highest = 20, 410, 51.0, 69.0
-    left, right = (80, 580), (650, 1080)
+    left, right = (80, 580), (650, 1130)
     slowest = steps['full tuning'][0]
 
     def place_count(name: str) -> float:
@@ -256,7 +256,7 @@ def front() -> Drawing:
         return _place_count(points[name][0], *left)
 
     def place_step(name: str) -> float:
-        return right[0] + (right[1] - right[0]) * (steps[FRONT[name][3]][0] / slowest - 0.4) / 0.65
+        return right[0] + (right[1] - right[0]) * (steps[FRONT[name][3]][0] / slowest - 0.25) / 0.85
 
     def place_y(value: float) -> float:
         return bottom - (bottom - top) * (value - lowest) / (highest - lowest)
@@ -271,10 +271,10 @@ def front() -> Drawing:
         d.line((x, bottom), (x, bottom + 6), width=1.2)
         d.text(x, bottom + 24, label, 14)
     for share in (0.4, 0.6, 0.8, 1.0):
-        x = right[0] + (right[1] - right[0]) * (share - 0.4) / 0.65
+        x = right[0] + (right[1] - right[0]) * (share - 0.25) / 0.85
         d.line((x, bottom), (x, bottom + 6), width=1.2)
         d.text(x, bottom + 24, f'{share:g}', 14)
-    d.text(sum(left) / 2, bottom + 54, 'trained parameters in the trunk (logarithmic)', 15)
+    d.text(sum(left) / 2, bottom + 54, 'trainable parameters in the trunk (logarithmic)', 15)
     d.text(sum(right) / 2, bottom + 54, 'time of a step / full tuning', 15)
     d.text(left[0] + 10, top + 10, 'mIoU, mean of seeds ± standard deviation', 15, 'start')
     for name, (_, score, spread) in points.items():
