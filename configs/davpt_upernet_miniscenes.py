@@ -1,5 +1,5 @@
-# Residual DA-VPT on generated scenes, with a pretrained frozen ViT-S/14. `make train` runs it. The settings are those that
-# tools/init_project.py chooses for such images on two CPU cores.
+# Residual DA-VPT on generated scenes, with a pretrained frozen ViT-S/14. `make train` runs it. The settings are those
+# that tools/init_project.py chooses for such images on two CPU cores.
 _base_ = [
     './_base_/models/davpt-residual_upernet_vit-s14.py',
     './_base_/datasets/miniscenes.py',
