@@ -45,7 +45,7 @@ def assert_same_weights(a, b):
 
 def test_training_logs_what_matters(trained):
     _, log = trained
-    assert re.search(r'prompts +1,478 +1,478', log)  # (5 * 4 + 3) * 64, 6 gates
+    assert re.search(r'residual_prompts +2,944 +2,944', log)  # prompts and values, 2 * (5 * 4 + 3) * 64
     assert 'Prompt assignment of block 5' in log
     assert 'loss_guide_patch' in log
     assert 'loss_guide_proto' in log
@@ -68,7 +68,7 @@ def test_only_tuned_parts_change(trained):
     for name, value in early.items():
         frozen = name.startswith('backbone.trunk.')
         assert torch.equal(value, late[name]) == frozen or not frozen, name
-    assert not torch.equal(early['backbone.tuned.prompts.tokens.0'], late['backbone.tuned.prompts.tokens.0'])
+    assert not torch.equal(early['backbone.tuned.residual_prompts.tokens.0'], late['backbone.tuned.residual_prompts.tokens.0'])
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -86,10 +86,10 @@ def test_resumed_run_equals_uninterrupted_run(tiny_config, trained, tmp_path, wo
 
 
 def test_guidance_does_not_change_what_is_drawn(tiny_config, trained, tool_here, tmp_path):
-    """At weight zero, through the Runner with its warm-up, training is VPT-Deep bit for bit."""
-    start = 'model.backbone.prompts.init=xavier', 'model.backbone.prompts.gate=True'
+    """At weight zero, through the Runner with its warm-up, training is that of unguided prompts bit for bit."""
+    start = ('model.backbone.prompts.init=xavier',)
     zero = ('model.guidance.weight_patch=0', 'model.guidance.weight_proto=0', *start)
-    plain = ('model.guidance=None', *start, 'model.backbone.tuning=vpt_deep')
+    plain = ('model.guidance=None', *start, 'model.backbone.tuning=vpt_residual')
     tool_here('train', tiny_config, '--work-dir', tmp_path / 'zero', '--cfg-options', *zero)
     tool_here('train', tiny_config, '--work-dir', tmp_path / 'vpt', '--cfg-options', *plain)
     a = load(tmp_path / 'zero/iter_6.pth')['state_dict']
@@ -98,7 +98,7 @@ def test_guidance_does_not_change_what_is_drawn(tiny_config, trained, tool_here,
     for name, value in b.items():
         assert torch.equal(a[name], value), name
     guided = load(trained[0] / 'iter_6.pth')['state_dict']
-    assert not torch.equal(guided['backbone.tuned.prompts.tokens.5'], b['backbone.tuned.prompts.tokens.5'])
+    assert not torch.equal(guided['backbone.tuned.residual_prompts.tokens.5'], b['backbone.tuned.residual_prompts.tokens.5'])
 
 
 def test_amp_trains_in_bfloat16_on_a_cpu(tiny_config, tool_here, tmp_path):
@@ -119,7 +119,7 @@ def test_prototype_start(tiny_config, tool_here, tmp_path):
     state = load(tmp_path / 'iter_1.pth')['state_dict']
     bound = (6 / (3 * 16 * 16 + 64)) ** 0.5 / 8
     for block in range(6):
-        tokens = state[f'backbone.tuned.prompts.tokens.{block}']
+        tokens = state[f'backbone.tuned.residual_prompts.tokens.{block}']
         assert (tokens.abs().amax(dim=1) > bound).all()  # no longer Xavier's
         assert len(tokens.unique(dim=0)) == len(tokens)
 

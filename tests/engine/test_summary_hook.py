@@ -53,7 +53,7 @@ class TestScreen:
         log = trained[2]
         for text in ('System environment', 'custom_imports', 'train_dataloader', 'Hooks will be executed'):
             assert text in log
-        assert re.search(r'prompts +1,478 +1,478', log)
+        assert re.search(r'residual_prompts +2,944 +2,944', log)
         assert '\nData ' in log
 
     def test_lines_of_a_pipe_are_plain(self, trained):
@@ -118,7 +118,7 @@ class TestRecord:
                 assert (trained[0] / one[kind]).is_file()
 
     def test_everything_that_a_report_needs(self, record):
-        assert record['parameters']['prompts'] == [1478, 1478]
+        assert record['parameters']['residual_prompts'] == [2944, 2944]
         assert record['command'][0].endswith('train.py')
         assert record['done'] == 6
         assert record['peak_memory'] > 1e7

@@ -85,7 +85,7 @@ class TestPage:
         assert len(reader.of('svg')) >= 8  # six curves, classes, confusion, attention
         for caption in ('Loss', 'mIoU of the validations', 'Guidance terms', 'Own-prompt attention share'):
             assert caption in reader.text
-        assert re.search(r'mIoU \S+ % after 4 iterations \(best \S+ % after [24]\), with 93,334 trainable', reader.text)
+        assert re.search(r'mIoU \S+ % after 4 iterations \(best \S+ % after [24]\), with 94,800 trainable', reader.text)
 
     def test_names_are_escaped(self, page):
         assert '<b>run' not in page
@@ -105,7 +105,7 @@ class TestPage:
     def test_several_runs_stand_side_by_side(self, folder, second):
         page = make_page([read_run(folder), read_run(second)])
         reader = Reader(page)
-        assert 'prompts − prompts guided' in reader.text
+        assert 'residual_prompts − residual_prompts guided' in reader.text
         assert '+1.50' in reader.text
         assert len(reader.of('section')) == len(SECTIONS)
         ids = [slider['id'] for slider in reader.of('input')]
