@@ -18,6 +18,7 @@ from small_tasks import save_trunk
 from mmseg_davpt.apis import load_config, segment_images
 
 pytestmark = pytest.mark.slow
+PROMPTS = 'backbone.tuned.residual_prompts.tokens'
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +69,7 @@ def test_only_tuned_parts_change(trained):
     for name, value in early.items():
         frozen = name.startswith('backbone.trunk.')
         assert torch.equal(value, late[name]) == frozen or not frozen, name
-    assert not torch.equal(early['backbone.tuned.residual_prompts.tokens.0'], late['backbone.tuned.residual_prompts.tokens.0'])
+    assert not torch.equal(early[f'{PROMPTS}.0'], late[f'{PROMPTS}.0'])
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -98,7 +99,7 @@ def test_guidance_does_not_change_what_is_drawn(tiny_config, trained, tool_here,
     for name, value in b.items():
         assert torch.equal(a[name], value), name
     guided = load(trained[0] / 'iter_6.pth')['state_dict']
-    assert not torch.equal(guided['backbone.tuned.residual_prompts.tokens.5'], b['backbone.tuned.residual_prompts.tokens.5'])
+    assert not torch.equal(guided[f'{PROMPTS}.5'], b[f'{PROMPTS}.5'])
 
 
 def test_amp_trains_in_bfloat16_on_a_cpu(tiny_config, tool_here, tmp_path):
@@ -119,7 +120,7 @@ def test_prototype_start(tiny_config, tool_here, tmp_path):
     state = load(tmp_path / 'iter_1.pth')['state_dict']
     bound = (6 / (3 * 16 * 16 + 64)) ** 0.5 / 8
     for block in range(6):
-        tokens = state[f'backbone.tuned.residual_prompts.tokens.{block}']
+        tokens = state[f'{PROMPTS}.{block}']
         assert (tokens.abs().amax(dim=1) > bound).all()  # no longer Xavier's
         assert len(tokens.unique(dim=0)) == len(tokens)
 
