@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,7 +29,7 @@ METHODS = (
     'head only', 'VPT-Deep', 'gated DA-VPT', 'residual prompts', 'residual DA-VPT', 'residual DA-VPT + LoRA',
     'bias', 'LoRA q,v', 'AdaptFormer', 'DoRA q,v', 'Convpass', 'full',
 )  # fmt: skip
-# What is asked: a method and the one that it is compared with.
+# Differences of the short table: a method, and the one that it is compared with.
 PAIRS = (
     ('residual DA-VPT', 'VPT-Deep'),
     ('residual DA-VPT', 'gated DA-VPT'),
@@ -90,9 +90,10 @@ def format_difference(rows: Rows, method: str, other: str) -> str:
     return f'{differences.mean():+.2f}{limits}{number}'
 
 
-def format_count(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_count(rows: Mapping[int, Mapping[str, Any]]) -> str:
     """Trainable parameters of the trunk."""
-    return f'{rows[0]["tuned_trunk"] / 1e6:.3f} M' if rows[0]['tuned_trunk'] else '0'
+    count = next(iter(rows.values()))['tuned_trunk']
+    return f'{count / 1e6:.3f} M' if count else '0'
 
 
 def scores_table() -> str:
@@ -102,9 +103,9 @@ def scores_table() -> str:
     lines = [_line('method', 'trainable', *titles), _line(*['---'] * (2 + len(titles)))]
     for method in METHODS:
         cells = [rows.get(method, {}) for rows in frames.values()]
-        known = [row for cell in cells for row in cell.values()]
-        if known:
-            lines.append(_line(method, format_count(known), *map(format_scores, cells)))
+        if any(cells):
+            count = format_count(next(filter(None, cells)))
+            lines.append(_line(method, count, *map(format_scores, cells)))
     return '\n'.join(lines)
 
 
@@ -132,7 +133,8 @@ def frame_table(frame: str) -> str:
             scores = ', '.join(f'{run["mIoU"]:.2f}' for run in runs)
             frequent = f'{mean(run["frequent_mIoU"] for run in runs):.2f}'
             difference = '-' if method == BASELINE else format_difference(rows, method, BASELINE)
-            lines.append(_line(method, format_count(runs), scores, format_scores(rows[method]), frequent, difference))
+            count, mean_score = format_count(rows[method]), format_scores(rows[method])
+            lines.append(_line(method, count, scores, mean_score, frequent, difference))
     return '\n'.join(lines)
 
 
@@ -141,15 +143,13 @@ def cheaper_table() -> str:
     rows = load_rows('A') | _read('camvid_speed')
     lines = [_line('method', 'variant', 'trainable', 'mIoU', 'difference, 95 %'), _line(*['---'] * 5)]
     for method, variants in CHEAPER.items():
-        lines.append(
-            _line(method, 'all blocks', format_count([*rows[method].values()]), format_scores(rows[method]), '-')
-        )
+        lines.append(_line(method, 'all blocks', format_count(rows[method]), format_scores(rows[method]), '-'))
         for variant in variants:
             name = f'{method}, {variant}'
             runs = rows.get(name, {})
             if runs:
                 difference = format_difference(rows, name, method)
-                lines.append(_line(method, variant, format_count([*runs.values()]), format_scores(runs), difference))
+                lines.append(_line(method, variant, format_count(runs), format_scores(runs), difference))
     return '\n'.join(lines)
 
 

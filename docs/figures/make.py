@@ -251,12 +251,14 @@ def front() -> Drawing:
     left, right = (80, 580), (650, 1130)
     slowest = steps['full tuning'][0]
 
-    def place_count(name: str) -> float:
-        """Logarithmic from 20,000 on; 0 has a place of its own on the left."""
-        return _place_count(points[name][0], *left)
+    def place_count(count: float) -> float:
+        """Logarithmic from 20,000 on; 0 has a separate place on the left."""
+        if count == 0:
+            return left[0] + 40
+        return left[0] + 90 + (left[1] - left[0] - 110) * math.log(count / 2e4) / math.log(3e7 / 2e4)
 
-    def place_step(name: str) -> float:
-        return right[0] + (right[1] - right[0]) * (steps[FRONT[name][3]][0] / slowest - 0.25) / 0.85
+    def place_share(share: float) -> float:
+        return right[0] + (right[1] - right[0]) * (share - 0.25) / 0.85
 
     def place_y(value: float) -> float:
         return bottom - (bottom - top) * (value - lowest) / (highest - lowest)
@@ -267,20 +269,20 @@ def front() -> Drawing:
             d.line((start, place_y(value)), (end, place_y(value)), color='#e5e5e5', width=1)
             d.text(start - 10, place_y(value) + 5, f'{value}', 14, 'end')
     for count, label in ((0, '0'), (1e5, '0.1 M'), (1e6, '1 M'), (1e7, '10 M')):
-        x = _place_count(count, *left)
+        x = place_count(count)
         d.line((x, bottom), (x, bottom + 6), width=1.2)
         d.text(x, bottom + 24, label, 14)
     for share in (0.4, 0.6, 0.8, 1.0):
-        x = right[0] + (right[1] - right[0]) * (share - 0.25) / 0.85
+        x = place_share(share)
         d.line((x, bottom), (x, bottom + 6), width=1.2)
         d.text(x, bottom + 24, f'{share:g}', 14)
     d.text(sum(left) / 2, bottom + 54, 'trainable parameters in the trunk (logarithmic)', 15)
     d.text(sum(right) / 2, bottom + 54, 'time of a step / full tuning', 15)
     d.text(left[0] + 10, top + 10, 'mIoU, mean of seeds ± standard deviation', 15, 'start')
-    for name, (_, score, spread) in points.items():
-        label, *labels, _ = FRONT[name]
+    for name, (count, score, spread) in points.items():
+        label, *labels, case = FRONT[name]
         color = ORANGE if name in OURS else BLUE
-        for x, (dx, dy, anchor) in zip((place_count(name), place_step(name)), labels):
+        for x, (dx, dy, anchor) in zip((place_count(count), place_share(steps[case][0] / slowest)), labels):
             y = place_y(score)
             d.line((x, place_y(score - spread)), (x, place_y(score + spread)), color=color)
             if name in OURS:
@@ -290,12 +292,6 @@ def front() -> Drawing:
             d.text(x + dx, y + dy, label, 14, anchor, bold=name in OURS, rim=True)
     d.text(right[1], bottom - 14, 'squares: methods of this project', 13, 'end', GRAY)
     return d
-
-
-def _place_count(count: float, left: float, right: float) -> float:
-    if count == 0:
-        return left + 40
-    return left + 90 + (right - left - 110) * math.log(count / 2e4) / math.log(3e7 / 2e4)
 
 
 def _measured(page: str, title: str, marker: str) -> dict[str, tuple[float, float]]:

@@ -143,9 +143,10 @@ class SafeCheckpointHook(CheckpointHook):
         Raises:
             FloatingPointError: Names the tensors, and the last good checkpoint.
         """
-        # EMAHook copies the model before the trunk is loaded. Its copy lacks the fingerprint of a bfloat16 trunk.
-        for name, value in checkpoint['state_dict'].items() if 'ema_state_dict' in checkpoint else ():
-            checkpoint['ema_state_dict'].setdefault(f'module.{name}', value)
+        if (averaged := checkpoint.get('ema_state_dict')) is not None:
+            # EMAHook copies the model before the trunk is loaded. Its copy lacks the fingerprint of a bfloat16 trunk.
+            for name, value in checkpoint['state_dict'].items():
+                averaged.setdefault(f'module.{name}', value)
         parts = {key: checkpoint[key] for key in ('state_dict', 'ema_state_dict', 'optimizer') if key in checkpoint}
         names = [
             name
