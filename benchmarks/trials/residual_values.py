@@ -27,8 +27,9 @@ class ResidualVariant(ResidualPrompts):
         trunk, depth, num, blocks, init, dropout: As for ``residual_prompts``.
         where: Where the values join: after ``'attention'``, after the ``'mlp'``, after ``'both'`` (values of each), or
             ``'nowhere'``: the prompts are proxies of the guidance and do not act.
-        choice: How scores become weights: ``'softmax'``, ``'sigmoid'`` (divided by the number of prompts), or
-            ``'top'``: softmax over the four highest scores.
+        choice: How scores become weights: ``'softmax'``, ``'sigmoid'`` or ``'relu'`` (divided by the number of
+            prompts), or ``'top'``: softmax over the four highest scores.
+        scaled: A trainable factor of the scores and one of the weights, per head, both one at first.
         null: A further prompt with a trainable key and the value zero.
         free_keys: Trainable keys ``(H, M, d)`` in place of the projected prompts, which then only serve the guidance.
         rank: Values ``A B`` with ``A``, ``(M, rank)``, of each block and ``B``, ``(rank, D)``, shared by the blocks.
@@ -46,12 +47,13 @@ class ResidualVariant(ResidualPrompts):
         dropout: float = 0.0,
         where: str = 'attention',
         choice: str = 'softmax',
+        scaled: bool = False,
         null: bool = False,
         free_keys: bool = False,
         rank: int | None = None,
     ) -> None:
         super().__init__(trunk, depth, num, blocks, init, dropout)
-        assert where in ('attention', 'mlp', 'both', 'nowhere') and choice in ('softmax', 'sigmoid', 'top')
+        assert where in ('attention', 'mlp', 'both', 'nowhere') and choice in ('softmax', 'sigmoid', 'relu', 'top')
         self.where, self.choice = where, choice
         names = list(self.tokens)
         heads = trunk.blocks[0].attn.num_heads
@@ -60,6 +62,7 @@ class ResidualVariant(ResidualPrompts):
         self.mlp_values = nn.ParameterDict()
         if where == 'both':
             self.mlp_values = nn.ParameterDict({name: torch.zeros_like(self.tokens[name]) for name in names})
+        self.scales = nn.ParameterDict({name: torch.ones(2, heads, 1, 1) for name in names} if scaled else {})
         self.nulls, self.free_keys = nn.ParameterDict(), nn.ParameterDict()
         if null:
             self.nulls = nn.ParameterDict({name: torch.zeros(heads, 1, self.width // heads) for name in names})
@@ -103,13 +106,14 @@ class VariantValues(ResidualValues):
 
     def weights(self, attention: TunedAttention, q: Tensor) -> Tensor:
         """As of the method's ``choice``."""
-        if self.method.choice == 'softmax':
-            return super().weights(attention, q)
-        scores = q.transpose(0, 1).flatten(1, 2) @ (self.keys.to(q.dtype) * attention.scale).transpose(-2, -1)
-        if self.method.choice == 'sigmoid':
-            return scores.sigmoid() / scores.shape[-1]
-        least = scores.topk(4, dim=-1).values[..., -1:]
-        return scores.masked_fill(scores < least, float('-inf')).softmax(dim=-1)
+        score_scale, weight_scale = self.method.scales[str(attention.index)] if self.method.scales else (1.0, 1.0)
+        keys = self.keys * score_scale * attention.scale
+        scores = q.transpose(0, 1).flatten(1, 2) @ keys.to(q.dtype).transpose(-2, -1)
+        if self.method.choice == 'top':
+            scores = scores.masked_fill(scores < scores.topk(4, dim=-1).values[..., -1:], float('-inf'))
+        if self.method.choice in ('softmax', 'top'):
+            return scores.softmax(dim=-1) * weight_scale
+        return getattr(scores, self.method.choice)() * weight_scale / scores.shape[-1]
 
     def residual(self, attention: TunedAttention, q: Tensor) -> Tensor | None:
         """After the attention, unless the values join elsewhere."""
