@@ -7,5 +7,9 @@ methods = {  # how classes share the prompts of the guided block
     'residual DA-VPT, 10 clusters': {__num: [20] * 11 + [10]},
     'residual DA-VPT, fixed assignment': {'custom_hooks.2.interval': 0},
     'residual DA-VPT, not centered': {'model.guidance.center_prototypes': False},
+    'residual DA-VPT, balanced prototypes': {
+        'model.guidance.type': 'BalancedGuidance',
+        'custom_imports.imports': ['mmseg_davpt', 'benchmarks.trials.balanced_guidance'],
+    },
 }
 seeds = (0, 1, 2, 3, 4, 5)

@@ -1,9 +1,13 @@
-"""Variants of residual values that only the search of the benchmarks uses."""
+"""Variants of the method that only the benchmarks use."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from benchmarks.trials.balanced_guidance import BalancedGuidance
 from benchmarks.trials.residual_values import VariantValues
+from mmseg_davpt.guidance import MetricGuidance, class_prototypes
 from mmseg_davpt.models import PromptedViT
 
 VARIANTS = [
@@ -75,3 +79,25 @@ def _softmax_of_highest(scores, number):
         indices = row.argsort(descending=True)[:number]
         out[indices] = row[indices].softmax(-1)
     return weights
+
+
+def test_balanced_images_have_the_same_weight():
+    """Class means against the plain mean over the images; the patch term does not change."""
+    torch.manual_seed(0)
+    classes, width, prompts = 5, 8, 5
+    fractions = torch.rand(3, 6, classes) * torch.tensor([1.0, 0.1, 0.01]).view(3, 1, 1)
+    fractions[0, :, 2] = 0  # a class that is absent from one image
+    activations = {0: SimpleNamespace(tokens=torch.randn(3, 6, width), prompts=torch.randn(prompts, width))}
+    losses, means = {}, {}
+    for kind in (MetricGuidance, BalancedGuidance):
+        model = kind(classes, [prompts], width, sample_space='token', prompt_space='token', proto_space='token')
+        model.assignments[0].assignment.copy_(torch.arange(classes))
+        losses[kind] = model.train()(activations, fractions)
+        means[kind] = model.assignments[0].class_means
+    prototypes, present = class_prototypes(activations[0].tokens, fractions)
+    expected = torch.stack([prototypes[present[:, c], c].mean(dim=0) for c in range(classes)])
+    torch.testing.assert_close(means[BalancedGuidance], expected)
+    assert not torch.allclose(means[MetricGuidance], expected, atol=1e-2)
+    plain, balanced = losses[MetricGuidance], losses[BalancedGuidance]
+    torch.testing.assert_close(balanced['loss_guide_patch'], plain['loss_guide_patch'])
+    assert not torch.isclose(balanced['loss_guide_proto'], plain['loss_guide_proto'])
