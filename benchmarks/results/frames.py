@@ -1,4 +1,4 @@
-"""Tables of the frames from the stored rows, as they are in ``docs/results.md`` and in the notes beside this file.
+"""Tables of the frames and of the search from the stored rows: in ``docs/results.md`` and the notes beside this file.
 
 python -m benchmarks.results.frames
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,7 +17,8 @@ import numpy as np
 from benchmarks.compare.table import paired_interval
 
 RESULTS = Path(__file__).resolve().parent
-PAGES = (RESULTS.parents[1] / 'docs/results.md', RESULTS / 'comparison.md', RESULTS / 'speed_half_precision.md')
+NOTES = ('comparison', 'search_residual', 'speed_half_precision')
+PAGES = (RESULTS.parents[1] / 'docs/results.md', *(RESULTS / f'{name}.md' for name in NOTES))
 # Frame -> its title, and its rows files. The first file is complete for a method that it has.
 FRAMES = {
     'A': ('CamVid, linear', ('frame_camvid_linear', 'camvid_main')),
@@ -45,6 +46,32 @@ CHEAPER = {
     'LoRA q,v': ('last half', 'last third'),
     'AdaptFormer': ('last half', 'last third'),
 }
+# Tables of ``search_residual.md``: marker -> methods of the suite camvid_search_residual, behind the recipe.
+SEARCH = {
+    'search values': (
+        'after the MLP', 'after both', 'scaled scores and heads', 'null prompt', 'top 4', 'sigmoid', 'ReLU',
+        'free keys', 'values of rank 16, shared', 'semantic values, 0.03', 'semantic values, 0.3',
+    ),
+    'search guidance': (
+        'unguided, random prompts', 'unguided', 'random prompts', 'weight 0.005', 'weight 0.5',
+        'last four blocks guided', 'all blocks guided', 'attn_out - query', 'not centred',
+    ),
+    'search numbers': ('5 prompts', '10 prompts', '50 prompts', 'last 6 blocks', 'last 4 blocks'),
+    'search mixtures': (
+        '+ LoRA 4', '+ LoRA 8', '10 prompts + LoRA 6', 'last 6 blocks + LoRA 6', '+ AdaptFormer 8', '+ AdaptFormer',
+        '+ bias', '+ bias and norm', '+ LoRA 8, unguided', '10 prompts + LoRA 6, unguided',
+        'LoRA 8, guided proxies', 'AdaptFormer, guided proxies',
+    ),
+    'search rates': (
+        'all at 5e-4', 'all at 1e-3', 'all at 4e-3', 'values at 5e-4', 'prompts at 5e-4', 'prompts at 8e-3',
+        'values decayed', 'warm-up of 80',
+    ),
+    'search other rates': tuple(
+        f'{method} at {rate:g}'
+        for method in ('LoRA 8', 'AdaptFormer', 'bias', 'DoRA 8', 'Convpass')
+        for rate in (1e-3, 2e-3, 4e-3)
+    ),
+}  # fmt: skip
 Rows = dict[str, dict[int, Mapping[str, Any]]]  # method -> seed -> row
 
 
@@ -153,10 +180,24 @@ def cheaper_table() -> str:
     return '\n'.join(lines)
 
 
+def search_table(methods: Sequence[str]) -> str:
+    """Variants of the search against the recipe."""
+    rows, recipe = _read('camvid_search_residual'), 'recipe'
+    lines = [_line('variant', 'trainable', 'seeds 0, 1, ...', 'against the recipe, 95 %'), _line(*['---'] * 4)]
+    for method in (recipe, *methods):
+        runs = rows.get(method, {})
+        if runs:
+            scores = ', '.join(f'{runs[seed]["mIoU"]:.2f}' for seed in sorted(runs))
+            difference = '-' if method == recipe else format_difference(rows, method, recipe)
+            lines.append(_line(method, format_count(runs), scores, difference))
+    return '\n'.join(lines)
+
+
 def tables() -> dict[str, str]:
     """Marker in a page -> table."""
     long = {f'frame {frame}': frame_table(frame) for frame in _measured()}
-    return {'scores': scores_table(), 'differences': pairs_table(), 'cheaper steps': cheaper_table(), **long}
+    search = {marker: search_table(methods) for marker, methods in SEARCH.items()}
+    return {'scores': scores_table(), 'differences': pairs_table(), 'cheaper steps': cheaper_table(), **long, **search}
 
 
 def fill(text: str) -> str:
