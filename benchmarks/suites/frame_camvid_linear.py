@@ -32,6 +32,11 @@ methods = {
     },
     'bias': __without_prompts('bias'),
     'LoRA q,v': __without_prompts('lora'),
+    'LoRA q,v, guided': {  # by prompts that do not act
+        'custom_imports.imports': ['mmseg_davpt', 'benchmarks.trials.residual_values'],
+        'model.backbone.tuning': dict(_delete_=True, residual_variant=dict(where='nowhere'), lora={}),
+        'model.backbone.prompts.blocks': (-1,),
+    },
     'AdaptFormer': __without_prompts('adaptformer'),
     'DoRA q,v': __without_prompts('dora'),
     'Convpass': __without_prompts('convpass'),
