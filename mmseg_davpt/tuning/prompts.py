@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,6 +89,12 @@ class DeepPrompts(TuningMethod):
         self._cache: dict[tuple[int, torch.dtype | None], _Constants] = {}
         # Drawn in the order of the names: seeds keep their meaning for the stored results of the benchmarks.
         init_prompts([self.tokens[name] for name in sorted(self.tokens)], trunk.patch_embed.patch_size)
+
+    def check(self, methods: Mapping[str, TuningMethod]) -> None:
+        """Refuse two methods with deep prompts: a block takes the prompts of one."""
+        names = [name for name, method in methods.items() if isinstance(method, DeepPrompts)]
+        if len(names) > 1:
+            raise ValueError(f'tuning: {" and ".join(names)} both have deep prompts: choose one')
 
     def attach(self, trunk: Trunk) -> None:
         """Join the attention of the prompted blocks."""

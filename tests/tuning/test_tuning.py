@@ -140,6 +140,7 @@ def test_frozen_drop_path_is_dead_and_tuned_is_live(vit):
         ('vpt', 'vpt_deep'),
         (dict(prompts='deep'), 'expected True or a dict'),
         (dict(lora=True, dora=True), 'choose one'),
+        (dict(prompts=True, residual_prompts=True), 'prompts and residual_prompts both have deep prompts: choose one'),
         (dict(lora=dict(rnk=2)), "unknown option 'rnk'"),
         ('partial-9', '6 blocks'),
         (dict(promts=True), 'promts'),
