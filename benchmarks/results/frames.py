@@ -60,7 +60,7 @@ SEARCH = {
     ),
     'search guidance': (
         'recipe', 'unguided, random prompts', 'unguided', 'random prompts', 'weight 0.005', 'weight 0.5',
-        'last four blocks guided', 'all blocks guided', 'attn_out - query', 'not centred',
+        'last four blocks guided', 'all blocks guided', 'attn_out - query', 'not centered',
     ),
     'search numbers': ('recipe', '5 prompts', '10 prompts', '50 prompts', 'last 6 blocks', 'last 4 blocks'),
     'search mixtures': (

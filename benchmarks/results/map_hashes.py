@@ -29,8 +29,8 @@ SUITE_NAMES = {'camvid_main_again': 'camvid_main'}
 RENAMED = {
     'camvid_search_guidance': {
         'prototype init, no guidance': 'prototype init',
-        'centred attn_out - query, 0.005': 'prototype init, centred, 0.005',
-        'centred attn_out - query, 0.5': 'prototype init, centred, 0.5',
+        'centered attn_out - query, 0.005': 'prototype init, centered, 0.005',
+        'centered attn_out - query, 0.5': 'prototype init, centered, 0.5',
     },
 }
 Hashes = dict[str, dict[str, dict[str, str | None]]]  # method -> seed -> old, new

@@ -58,8 +58,8 @@ seeds = (0, 1, 2)
 baseline = 'VPT-Deep'
 # Stored rows have the method's name. In tables DA-VPT is the paper's method, gated DA-VPT the recipe of this project.
 titles = {
-    'DA-VPT, attn_out - query, 0.005, no gates': 'DA-VPT, prototype init, centred, 0.005',
-    'DA-VPT+, attn_out - query, 0.005, no gates': 'DA-VPT+, prototype init, centred, 0.005',
+    'DA-VPT, attn_out - query, 0.005, no gates': 'DA-VPT, prototype init, centered, 0.005',
+    'DA-VPT+, attn_out - query, 0.005, no gates': 'DA-VPT+, prototype init, centered, 0.005',
     'DA-VPT, attn_out - query, 0.005': 'gated DA-VPT, attn_out - query, 0.005',
     'DA-VPT+, attn_out - query, 0.005': 'gated DA-VPT+, attn_out - query, 0.005',
     'DA-VPT, attn_out - query, 0.05': 'gated DA-VPT, attn_out - query, 0.05',

@@ -42,8 +42,8 @@ methods |= {
     'prototype init, attn_out - query': {**methods['attn_out - query'], **__init},
     'prototype init, query - key': {**methods['query - key'], **__init},
     'prototype init, attn_out - query, 0.005': {**methods['attn_out - query, 0.005'], **__init},
-    'prototype init, centred, 0.005': {**methods['attn_out - query, 0.005'], **__init, **__center},
-    'prototype init, centred, 0.5': {**methods['attn_out - query, 0.5'], **__init, **__center},
+    'prototype init, centered, 0.005': {**methods['attn_out - query, 0.005'], **__init, **__center},
+    'prototype init, centered, 0.5': {**methods['attn_out - query, 0.5'], **__init, **__center},
 }
 seeds = (0, 1)
 baseline = 'VPT-Deep'

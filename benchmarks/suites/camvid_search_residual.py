@@ -78,7 +78,7 @@ methods = {
     'last four blocks guided': {'model.guidance.blocks': (-4, -3, -2, -1)},
     'all blocks guided': {'model.guidance.blocks': __all},
     'attn_out - query': {'model.guidance.sample_space': 'attn_out', 'model.guidance.prompt_space': 'query'},
-    'not centred': {'model.guidance.center_prototypes': False},
+    'not centered': {'model.guidance.center_prototypes': False},
     # Numbers of prompts and blocks.
     '5 prompts': {__num: 5},
     '10 prompts': {__num: 10},

@@ -124,7 +124,7 @@ class VariantValues(ResidualValues):
 
 @HOOKS.register_module()
 class SemanticValuesHook(Hook):
-    """Start the values with differences of class prototypes: the mean update of a class by its block, centred.
+    """Start the values with differences of class prototypes: the mean update of a class by its block, centered.
 
     Prompts hold the prototypes of each block's input (``init='prototype'``), so the update of block ``l`` is the
     difference between the prompts of ``l + 1`` and ``l``. For no more classes than prompts, whose order is then the

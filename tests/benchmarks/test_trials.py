@@ -57,7 +57,7 @@ def test_proxies_do_not_act():
         (dict(choice='top'), lambda scores: _softmax_of_highest(scores, 4)),
         (dict(scaled=True), lambda scores: 3 * torch.exp(2 * scores) / torch.exp(2 * scores).sum(-1, keepdim=True)),
     ],
-    ids=str,
+    ids=['sigmoid', 'relu', 'top', 'scaled'],
 )
 def test_weights(variant, weights):
     """Against the equation, one head and query at a time."""

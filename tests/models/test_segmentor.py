@@ -66,7 +66,7 @@ def test_weight_zero_is_vpt_deep_bit_for_bit(guidance):
 def test_losses_are_the_formula(center):
     """Both terms against the loop over the formula, on tokens recorded from the model; one class is absent."""
 
-    def centred(rows):
+    def centered(rows):
         mean = torch.stack([z for z, _ in rows]).mean(dim=0)
         return [(z - mean if center else z, c) for z, c in rows]
 
@@ -84,7 +84,7 @@ def test_losses_are_the_formula(center):
     losses = model.guidance(activations, fractions.float())
     prompts = recorded.project(recorded.prompts, 'query').detach()
     rows = [(z, c) for image in oracles.prototypes(recorded.attn_out.detach(), fractions) for c, z in enumerate(image)]
-    rows = centred([(torch.from_numpy(z), c) for z, c in rows if z is not None])
+    rows = centered([(torch.from_numpy(z), c) for z, c in rows if z is not None])
     expected = oracles.proxy_anchor(
         torch.stack([z for z, _ in rows]), torch.tensor([c for _, c in rows]), prompts, item.assignment
     )
@@ -97,7 +97,7 @@ def test_losses_are_the_formula(center):
         for c, z in enumerate(oracles.prototypes(queries, fractions.flatten(0, 1)[None])[0])
         if z is not None
     ]
-    rows = centred(rows)
+    rows = centered(rows)
     expected = oracles.proxy_anchor(
         torch.stack([z for z, _ in rows]), torch.tensor([c for _, c in rows]), prompts, item.assignment
     )
