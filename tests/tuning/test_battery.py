@@ -37,7 +37,9 @@ MIXTURES = [
     dict(lora=dict(rank=2), ssf=True, norm=True),
     dict(parallel_adapter=dict(dim=4), lora=dict(rank=2), convpass=dict(dim=4)),
 ]
-ALONE = [{name: options} for name in sorted(TUNING_METHODS.module_dict) for options in OPTIONS.get(name, [{}])]
+# The package's methods: trials of the benchmarks may be registered, too.
+METHODS = sorted(name for name, m in TUNING_METHODS.module_dict.items() if m.__module__.startswith('mmseg_davpt.'))
+ALONE = [{name: options} for name in METHODS for options in OPTIONS.get(name, [{}])]
 # Trainable parameters of each method, by full match; `n` is an index of a block in use. A method without an entry must
 # have parameters beside the trunk only.
 EXPECTED = dict(
